@@ -1,0 +1,21 @@
+"""Model, tokenizer, artifacts, the one training loop, and generation.
+
+A map of the package; nothing is imported here, so that `--help` stays fast:
+
+    errors       LLMError and its kinds: what a user can mend
+    config       Config, load_config: TOML files and dotted overrides
+    extensions   Part: what is replaced rather than flagged, found by entry point
+    storage      durable writes: temporary name, fsync, rename
+    manifest     Manifest: kind, config, family tree, hashes
+    records      Chat, Preference, Prompt rows
+    tokenizer    byte-level and BPE
+    chat         conversations to token ids and loss mask
+    shards       token shards on disk
+    checkpoint   weights + architecture + tokenizer + manifest
+    losses       next-token loss and token log-probabilities, never all logits at once
+    model/       the transformer and its parts
+    generate/    sampling and the generation engine
+    train/       fit, optimizers, schedules, the run folder
+    command      what every command-line program here shares
+    cli          llmcore inspect | verify | lineage | generate | chat | doctor
+"""

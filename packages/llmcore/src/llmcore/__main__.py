@@ -1,0 +1,5 @@
+"""`python -m llmcore`, as torchrun starts it."""
+
+from llmcore.cli import main
+
+main()

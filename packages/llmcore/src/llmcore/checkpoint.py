@@ -1,0 +1,134 @@
+"""A model on disk: architecture, weights, tokenizer, manifest.
+
+    policy/
+    ├── manifest.json       written last
+    ├── model.json          the architecture (ModelConfig)
+    ├── model.safetensors   the weights, master precision
+    ├── tokenizer.json      with special_tokens.json
+    └── run/                private to the run that made it
+
+Loading builds the model on the meta device and assigns the mapped weights, so memory holds them once. The file's hash,
+the exact set of names, shapes and dtypes, and finiteness are checked before anything is used.
+"""
+
+import json
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from llmcore.errors import ArtifactError
+from llmcore.manifest import Manifest, check_needs, verify_artifact
+from llmcore.model.config import ModelConfig
+from llmcore.model.transformer import Transformer
+from llmcore.storage import TEMPORARY, read_regular, sync_folder, sync_tree, write_durably
+from llmcore.tokenizer import Tokenizer
+
+WEIGHTS = "model.safetensors"
+ARCHITECTURE = "model.json"
+
+
+class Checkpoint(NamedTuple):
+    """A loaded model with all that belongs to it."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    manifest: Manifest
+
+
+def save_model(folder: Path, model: Transformer, tokenizer: Tokenizer) -> list[str]:
+    """Write architecture, weights and tokenizer durably into `folder`; the names written, for the manifest."""
+    write_durably(folder / ARCHITECTURE, model.config.model_dump_json(indent=1).encode())
+    save_tensors(folder / WEIGHTS, model_tensors(model))
+    return [ARCHITECTURE, WEIGHTS, *tokenizer.save(folder)]
+
+
+def load_checkpoint(
+    folder: Path,
+    *,
+    expect: str | None = "policy",
+    head: Literal["scalar"] | None = None,
+    device: torch.device | str = "cpu",
+) -> Checkpoint:
+    """Load and verify a model; `head="scalar"` keeps the trunk and starts a fresh scalar head.
+
+    Raises ArtifactError for another kind, damage, or any mismatch of names, shapes or dtypes; ExtensionError if a
+    package that the model needs is missing.
+    """
+    manifest = verify_artifact(folder, expect=expect)
+    check_needs(manifest, folder)
+    config = read_architecture(folder / ARCHITECTURE)
+    tensors = load_tensors(folder / WEIGHTS)
+    if head is not None and config.head != head:
+        model = with_fresh_head(config, tensors, folder)
+    else:
+        with torch.device("meta"):
+            model = config.build()
+        assign(model, tensors, folder / WEIGHTS)
+    return Checkpoint(model.to(device).eval(), Tokenizer.load(folder), manifest)
+
+
+def read_architecture(path: Path) -> ModelConfig:
+    """The architecture of a checkpoint."""
+    try:
+        return ModelConfig.model_validate(json.loads(read_regular(path, limit=1 << 20)))
+    except (ValueError, ValidationError, RecursionError) as error:
+        raise ArtifactError(f"{path} is not a model architecture: {error}", hint="restore it from a copy") from None
+
+
+def with_fresh_head(config: ModelConfig, tensors: dict[str, Tensor], folder: Path) -> Transformer:
+    """The trunk of a language model below a newly initialised scalar head."""
+    model = config.model_copy(update={"head": "scalar"}).build()
+    wanted = model_tensors(model)
+    trunk = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
+    fresh = {name: tensor for name, tensor in wanted.items() if name.startswith("head.")}
+    assign(model, trunk | fresh, folder / WEIGHTS)
+    return model
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a module by name, without tied duplicates; contiguous, on the CPU."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+
+
+def assign(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Give a module exactly these tensors: no name missing or extra, every shape and dtype equal, all finite."""
+    wanted = model.state_dict()
+    missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    if missing or extra:
+        raise ArtifactError(f"{path} does not fit its architecture: missing {missing[:3]}, unexpected {extra[:3]}")
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
+            raise ArtifactError(
+                f"{path}: {name} is {tensor.dtype} {list(tensor.shape)}, "
+                f"the architecture wants {wanted[name].dtype} {list(wanted[name].shape)}"
+            )
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ArtifactError(f"{path}: {name} holds values that are not finite")
+    model.load_state_dict(tensors, assign=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write one safetensors file durably: temporary name, fsync, mode by the umask, rename."""
+    scratch = path.with_name(f"{TEMPORARY}{path.name}")
+    scratch.mkdir(exist_ok=True)
+    save_file(tensors, scratch / path.name, metadata={"format": "pt", **(metadata or {})})
+    sync_tree(scratch)
+    (scratch / path.name).replace(path)
+    scratch.rmdir()
+    sync_folder(path.parent)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, mapped rather than read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is not a readable safetensors file: {error}") from None

@@ -1,0 +1,174 @@
+"""The command line of llmcore: look at artifacts, talk to models, check the machine."""
+
+import json as json_library
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.tree import Tree
+
+from llmcore import command
+from llmcore.command import JsonOption
+from llmcore.manifest import Manifest, family, read_manifest, verify_artifact
+
+app = command.new_app("Look at artifacts, talk to models, check the machine.")
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="An artifact: a folder with a manifest.json.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same text.")]
+Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
+TopK = Annotated[int, typer.Option("--top-k", help="Sample among the k likeliest tokens; 0 is all.")]
+TopP = Annotated[float, typer.Option("--top-p", help="Sample among the likeliest tokens that hold this probability.")]
+
+
+@app.command()
+def inspect(folder: Folder, json: JsonOption = False) -> None:
+    """What an artifact is: kind, figures, and for a model its architecture and parameters by module."""
+    manifest = read_manifest(folder)
+    facts = describe(folder, manifest)
+    if json:
+        print(json_library.dumps(facts))
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            table.add_row(f"[bold]{name}[/bold]", "")
+            for inner, item in value.items():
+                table.add_row(f"  {inner}", readable(item))
+        else:
+            table.add_row(f"[bold]{name}[/bold]", readable(value))
+    Console().print(table)
+
+
+@app.command()
+def verify(folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Artifacts.")]) -> None:
+    """Check every file of artifacts against the hashes in their manifests."""
+    for folder in folders:
+        manifest = verify_artifact(folder)
+        if "model.safetensors" in manifest.files:
+            from llmcore.checkpoint import load_checkpoint
+
+            load_checkpoint(folder, expect=manifest.kind)
+        size = sum(entry.bytes for entry in manifest.files.values())
+        print(f"{folder}: {manifest.kind} {manifest.id}, {len(manifest.files)} files, {size:,} bytes: all as recorded")
+
+
+@app.command()
+def lineage(folder: Folder, json: JsonOption = False) -> None:
+    """The family tree of an artifact: everything it was made from, and by which command."""
+    manifest = read_manifest(folder)
+    if json:
+        rows = [
+            {"depth": depth, "role": role, "kind": m.kind, "id": m.id, "made_by": m.made_by, "made_at": m.made_at}
+            for depth, role, m in family(manifest)
+        ]
+        print(json_library.dumps(rows))
+        return
+    tree = Tree(person(str(folder), manifest))
+    grow(tree, manifest)
+    Console().print(tree)
+
+
+@app.command()
+def generate(
+    folder: Folder,
+    prompt: Annotated[str, typer.Option(help="The text to continue.")] = "",
+    max_new_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.")] = 200,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    num_samples: Annotated[int, typer.Option(help="How many continuations.")] = 1,
+    seed: Seed = 0,
+    json: JsonOption = False,
+) -> None:
+    """Continue a text with a policy."""
+    from llmcore.generate.chat import run_generate
+    from llmcore.generate.sampling import Sampling
+
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    run_generate(folder, prompt, sampling, num_samples=num_samples, json=json)
+
+
+@app.command()
+def chat(
+    folder: Folder,
+    system: Annotated[str, typer.Option(help="A system message.")] = "",
+    max_new_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 256,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+) -> None:
+    """Talk with a policy in the terminal; Ctrl-D ends it."""
+    from llmcore.generate.chat import run_chat
+    from llmcore.generate.sampling import Sampling
+
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    run_chat(folder, sampling, system=system)
+
+
+@app.command()
+def doctor(json: JsonOption = False) -> None:
+    """Check torch, devices, number formats, threads, disk and installed packages; each line says what to do."""
+    from llmcore.doctor import checkup
+
+    findings = checkup()
+    if json:
+        print(json_library.dumps([finding._asdict() for finding in findings]))
+    else:
+        colors = {"OK": "green", "WARN": "yellow", "FAIL": "red"}
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for finding in findings:
+            table.add_row(f"[{colors[finding.state]}]{finding.state}[/]", finding.subject, finding.detail)
+        Console().print(table)
+    if any(finding.state == "FAIL" for finding in findings):
+        raise typer.Exit(2)
+
+
+def describe(folder: Path, manifest: Manifest) -> dict[str, object]:
+    """The facts about an artifact, of a model its size too."""
+    facts: dict[str, object] = {
+        "kind": manifest.kind,
+        "id": manifest.id,
+        "made by": manifest.made_by,
+        "made at": manifest.made_at,
+        "command": manifest.command,
+        "parents": {role: f"{parent.kind} {parent.id}" for role, parent in manifest.parents.items()},
+        "needs": manifest.needs,
+        "metrics": manifest.metrics,
+        "counts": manifest.counts,
+        "files": {name: f"{entry.bytes:,} bytes" for name, entry in manifest.files.items()},
+    }
+    if "model.json" in manifest.files:
+        from llmcore.checkpoint import read_architecture
+        from llmcore.model.size import describe_size
+
+        config = read_architecture(folder / "model.json")
+        facts["architecture"] = config.model_dump(mode="json")
+        facts["size"] = describe_size(config)
+    return {name: fact for name, fact in facts.items() if fact not in ("", {}, None)}
+
+
+def readable(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return json_library.dumps(value) if isinstance(value, dict | list) else str(value)
+
+
+def person(name: str, manifest: Manifest) -> str:
+    made = f" · {manifest.made_by} · {manifest.made_at}" if manifest.made_by else ""
+    files = f" · {', '.join(manifest.files)}" if manifest.kind == "file" else ""
+    return f"[bold]{name}[/bold]  {manifest.kind} [cyan]{manifest.id}[/cyan]{made}{files}"
+
+
+def grow(tree: Tree, manifest: Manifest) -> None:
+    for role, parent in manifest.parents.items():
+        grow(tree.add(person(role, parent)), parent)
+
+
+def main() -> None:
+    """The `llmcore` command."""
+    command.main(app)

@@ -1,0 +1,183 @@
+"""What every command-line program here shares: exit codes, one-sentence errors, paths, inputs.
+
+Exit codes: 0 ok; 1 unexpected (traceback in the run's log, or with LLM_DEBUG=1); 2 anything the user can mend;
+130 and 143 by signal. Results go to stdout, progress and errors to stderr.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn, cast
+
+import typer
+
+from llmcore.config import Config, load_config
+from llmcore.errors import ConfigError, ExtensionError, LLMError
+from llmcore.extensions import installed, load_entry
+from llmcore.storage import disk_error
+
+DISK_ERRORS = {"ENOSPC", "EDQUOT", "EROFS", "EIO", "EACCES"}
+
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SETTINGS]...", help="TOML files and key=value settings, applied in order."),
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Output folder; runs/<stage>-<settings file> by default.")
+]
+ResumeOption = Annotated[
+    str, typer.Option("--resume", metavar="auto|never|STEP", help="auto: start, or go on where it stopped.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout: metrics lines, then the manifest.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+
+
+def new_app(help_text: str) -> typer.Typer:
+    """A typer app with our habits: help when nothing is given, no locals in tracebacks."""
+    return typer.Typer(
+        help=help_text,
+        no_args_is_help=True,
+        add_completion=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def main(app: typer.Typer) -> NoReturn:
+    """Run an app and exit: what a user can mend is one sentence and code 2."""
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGTERM, terminate)
+    try:
+        app()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        code = 130
+    except LLMError as error:
+        code = fail(str(error))
+    except MemoryError:
+        code = fail("not enough memory", "lower train.micro_batch, model.width or model.context")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 0
+    except OSError as error:
+        code = fail(str(disk_error(Path(str(error.filename or "output")), error)))
+    except Exception as error:  # the command's main: the one place where anything may arrive
+        code = unexpected(error)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def fail(message: str, fix: str = "") -> int:
+    """Print a user's mistake and return its exit code."""
+    if os.environ.get("LLM_DEBUG"):
+        traceback.print_exc()
+    print(f"error: {message}" + (f"\n  fix: {fix}" if fix else ""), file=sys.stderr)
+    return 2
+
+
+def unexpected(error: Exception) -> int:
+    """A defect of ours, or torch out of memory (which the user can mend)."""
+    if type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error):
+        return fail(
+            f"not enough memory: {str(error).splitlines()[0]}",
+            "lower train.micro_batch, model.width or model.context",
+        )
+    traceback.print_exc()
+    print(
+        f"error: unexpected {type(error).__name__}: {error}\n  this is a defect: please report it",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def terminate(_number: int, _frame: object) -> NoReturn:
+    """SIGTERM outside a training loop: leave at once with the code that says so."""
+    raise SystemExit(143)
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(settings, paths): an argument with `=` or ending in .toml is a setting, any other a path."""
+    settings = [a for a in arguments if "=" in a or a.endswith(".toml")]
+    return settings, [a for a in arguments if a not in settings]
+
+
+def default_out(stage: str, settings: Sequence[str]) -> Path:
+    """`runs/<stage>-<config stem>`: the same command finds its own folder again."""
+    files = [Path(s) for s in settings if "=" not in s]
+    return Path("runs") / (f"{stage}-{files[-1].stem}" if files else stage)
+
+
+def builtin_data(name: str) -> Path:
+    """The built-in artifact `name` below runs/data, made once by the installed llmdata."""
+    out = Path("runs") / "data" / name
+    if (out / "manifest.json").exists():
+        return out
+    offered = installed("llmcore.builtin_data")
+    if name not in offered:
+        raise ExtensionError(
+            f"no {name} were given, and no installed package makes built-in ones",
+            hint="give them with --data (or --prompts), or install packages/llmdata",
+        )
+    print(f"no {name} given: making the built-in ones in {out} (once)", file=sys.stderr)
+    make = cast(Callable[[Path], Path], load_entry(offered[name]))
+    return make(out)
+
+
+def required(value: str | None, option: str, what: str) -> Path:
+    """An input that must be given."""
+    if not value:
+        raise ConfigError(f"{option} is missing: it names {what}", hint=f"add {option} FOLDER")
+    return Path(value)
+
+
+def given(**options: object) -> dict[str, object]:
+    """The named options that were given, as dotted keys: `given(inputs__base=base)` -> {"inputs.base": base}."""
+    return {name.replace("__", "."): str(value) for name, value in options.items() if value is not None}
+
+
+def add_config_commands(app: typer.Typer, settings_class: Callable[[], type[Config]]) -> None:
+    """Add `config show | init | schema`; the class is asked for late, because importing it may import torch."""
+    commands = new_app("The settings of this stage: what they are now, a commented file, a JSON schema.")
+
+    @commands.command()
+    def show(settings: Settings = None) -> None:
+        """Print the resolved settings as JSON."""
+        print(load_config(settings_class(), settings or []).model_dump_json(indent=2))
+
+    @commands.command()
+    def init() -> None:
+        """Print a TOML file of every setting with its default and its help."""
+        print("\n".join(template(settings_class()())))
+
+    @commands.command()
+    def schema() -> None:
+        """Print the JSON schema of the settings, for editors."""
+        print(json.dumps(settings_class().model_json_schema(), indent=2))
+
+    app.add_typer(commands, name="config")
+
+
+def template(config: Config, section: str = "") -> list[str]:
+    """A settings file with each field's help as a comment; unset (None) fields stand commented out."""
+    lines: list[str] = [f"[{section}]"] if section else []
+    tables: list[tuple[str, Config]] = []
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, Config):
+            tables.append((f"{section}.{name}" if section else name, value))
+            continue
+        lines += [f"# {field.description}"] if field.description else []
+        shown = json.dumps(value if not isinstance(value, tuple) else list(value), default=str)
+        lines.append(f"# {name} =" if value is None else f"{name} = {shown}")
+    for inner_section, inner in tables:
+        lines += ["", *template(inner, inner_section)]
+    return lines

@@ -1,0 +1,114 @@
+"""Parts: a choice with settings of its own is a frozen config with a `kind` and a `build`.
+
+The core knows its own kinds; any other `kind` is looked up among the entry points of installed packages, so that a
+norm, a feed-forward or a reward of somebody else's joins without a line changed here:
+
+    [project.entry-points."llmcore.norm"]
+    scalenorm = "mypackage:ScaleNorm"
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
+from typing import Any, cast
+
+from pydantic import GetCoreSchemaHandler, SerializerFunctionWrapHandler
+from pydantic_core import CoreSchema, core_schema
+
+from llmcore.config import Config
+from llmcore.errors import ConfigError, ExtensionError
+
+
+class Part(Config):
+    """A replaceable part: `kind` names it, the other fields are its settings, `build` makes it."""
+
+    kind: str
+    """Which part this is."""
+
+
+@dataclass(frozen=True)
+class PartOf:
+    """The annotation that turns a table with a `kind` into the config class of that kind."""
+
+    group: str
+    builtin: Mapping[str, type[Part]]
+
+    def class_for(self, value: object) -> type[Part]:
+        """The config class for a table; without a `kind`, the first of the core's own."""
+        if isinstance(value, Part):
+            return type(value)
+        default = next(iter(self.builtin), "")
+        kind = value.get("kind", default) if isinstance(value, dict) else value
+        return find_part(self.group, str(kind), self.builtin)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            self.validate,
+            serialization=core_schema.wrap_serializer_function_ser_schema(dump_part, schema=handler(source)),
+        )
+
+    def validate(self, value: object) -> Part:
+        if isinstance(value, Part):
+            return value
+        table = value if isinstance(value, dict) else {"kind": value}
+        return self.class_for(table).model_validate(table)
+
+
+def part(group: str, **builtin: type[Part]) -> PartOf:
+    """Annotate a field as a part: `AnyNorm = Annotated[Norm, part("llmcore.norm", rmsnorm=RMSNorm)]`."""
+    return PartOf(group, builtin)
+
+
+def find_part(group: str, kind: str, builtin: Mapping[str, type[Part]]) -> type[Part]:
+    """The config class of a kind: the core's own, or one that an installed package offers."""
+    if kind in builtin:
+        return builtin[kind]
+    offered = installed(group)
+    if kind in offered:
+        return cast(type[Part], load_entry(offered[kind]))
+    known = [*builtin, *offered]
+    near = difflib.get_close_matches(kind, known, 1)
+    if near:
+        raise ConfigError(f"unknown kind {kind!r} — did you mean {near[0]!r}?")
+    raise ExtensionError(
+        f"kind {kind!r} is none of {', '.join(known)}, and no installed package offers it in {group!r}",
+        hint="install the package that offers it (mixture of experts: packages/llmmoe), or choose another kind",
+    )
+
+
+def installed(group: str) -> dict[str, EntryPoint]:
+    """What installed packages offer in one entry-point group, by name."""
+    return {entry.name: entry for entry in entry_points(group=group)}
+
+
+def load_entry(entry: EntryPoint) -> object:
+    """Import what an entry point names; an import that fails names its package."""
+    try:
+        return entry.load()
+    except (ImportError, AttributeError) as error:
+        raise ExtensionError(f"{entry.group} {entry.name!r} ({entry.value}) cannot be imported: {error}") from error
+
+
+def provider(owner: type) -> tuple[str, str] | None:
+    """(distribution, version) of the package a part's class comes from; None for llmcore's own and for loose scripts."""
+    top = owner.__module__.partition(".")[0]
+    names = [] if top == "llmcore" else packages_distributions().get(top, [])
+    return (names[0], version(names[0])) if names else None
+
+
+def dump_part(value: Part, _handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    """All fields of the part's own class; pydantic alone would drop those of a subclass."""
+    return value.model_dump(mode="json")
+
+
+def needs_of(config: Config) -> dict[str, str]:
+    """The packages, with versions, that the parts anywhere inside a config come from."""
+    needs: dict[str, str] = {}
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, Config):
+                needs |= needs_of(item)
+    origin = provider(type(config)) if isinstance(config, Part) else None
+    return needs | ({origin[0]: origin[1]} if origin else {})

@@ -1,0 +1,240 @@
+"""The next-token loss and token log-probabilities, from a head whose scores are never all held at once.
+
+The shift — the score at token t is about token t + 1 — happens in this file and nowhere else. Losses are sums.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from llmcore.model.linear import widen
+from llmcore.model.transformer import Transformer
+
+# Scores of one chunk of tokens, in float32. Larger chunks only cost memory; much smaller ones make the products
+# with the head's weight inefficient.
+CHUNK_BYTES = 64 * 2**20
+
+
+class Batch(NamedTuple):
+    """Rows of token ids, padded on the right, and which tokens the model shall learn to say."""
+
+    ids: Tensor
+    """(B, T) long."""
+    mask: Tensor
+    """(B, T) bool: this token is a target; column 0 never is."""
+    documents: Tensor | None = None
+    """(B, T) long: packed rows; positions restart in each document, and none sees another."""
+
+    @property
+    def rows(self) -> int:
+        return self.ids.shape[0]
+
+    @property
+    def targets(self) -> int:
+        """How many tokens are targets."""
+        return int(self.mask[:, 1:].sum())
+
+    def to(self, device: torch.device | str) -> "Batch":
+        documents = None if self.documents is None else self.documents.to(device, non_blocking=True)
+        return Batch(self.ids.to(device, non_blocking=True), self.mask.to(device, non_blocking=True), documents)
+
+
+class Loss(NamedTuple):
+    """A sum over `count` items; only the training loop divides."""
+
+    total: Tensor
+    """Scalar, attached to the graph."""
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs
+    """Tokens, pairs or sequences."""
+    metrics: Mapping[str, tuple[float, int]] = {}
+    """name: (sum, count)."""
+
+
+def next_token_loss(model: Transformer, batch: Batch) -> Loss:
+    """Cross-entropy of each target given the tokens before it, and how often the target had the best score."""
+    hidden = model.hidden(batch.ids, documents=batch.documents)
+    rows = batch.mask[:, 1:].flatten().nonzero().squeeze(1)
+    targets = batch.ids[:, 1:].flatten()[rows]
+    total, right = linear_cross_entropy(before_last(hidden), model.head_weight(), targets=targets, rows=rows)
+    count = len(rows)
+    return Loss(total, count, {"accuracy": (float(right), count)})
+
+
+@overload
+def token_logprobs(
+    model: Transformer,
+    ids: Tensor,
+    *,
+    temperature: float = ...,
+    documents: Tensor | None = ...,
+    entropy: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def token_logprobs(
+    model: Transformer,
+    ids: Tensor,
+    *,
+    temperature: float = ...,
+    documents: Tensor | None = ...,
+    entropy: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+def token_logprobs(
+    model: Transformer,
+    ids: Tensor,
+    *,
+    temperature: float = 1.0,
+    documents: Tensor | None = None,
+    entropy: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """(B, T) -> (B, T-1) float32 log p(ids[:, t+1] | ids[:, :t+1]), differentiable.
+
+    With `entropy` also (B, T-1) of each distribution, without a gradient.
+    """
+    hidden = before_last(model.hidden(ids, documents=documents))
+    logprobs, entropies = linear_logprobs(
+        hidden, model.head_weight(), targets=ids[:, 1:].flatten(), temperature=temperature, entropy=entropy
+    )
+    shape = (ids.shape[0], ids.shape[1] - 1)
+    return (logprobs.view(shape), entropies.view(shape)) if entropy else logprobs.view(shape)
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, *, targets: Tensor, rows: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(N, D), (V, D), targets (M,) -> the summed cross-entropy, and how many targets had the best score.
+
+    `rows` (M,) says which of the N hidden states the targets belong to, each at most once; none: all.
+    The gradients are formed in the forward, while a chunk's scores are there.
+    """
+    total, right = ChunkedCrossEntropy.apply(hidden, weight, targets, rows, torch.is_grad_enabled())
+    return total, right
+
+
+def linear_logprobs(
+    hidden: Tensor, weight: Tensor, *, targets: Tensor, temperature: float = 1.0, entropy: bool = False
+) -> tuple[Tensor, Tensor]:
+    """(N, D), (V, D), (N,) -> (N,) log-probabilities and (N,) entropies, which are 0 unless asked for.
+
+    The backward computes each chunk's scores again: what it multiplies with is not known before.
+    """
+    logprobs, entropies = ChunkedLogprobs.apply(hidden, weight, targets, 1.0 / temperature, entropy)
+    return logprobs, entropies
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """See `linear_cross_entropy`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor | None, grad: bool
+    ) -> tuple[Tensor, Tensor]:
+        want_hidden, want_weight = (need and grad for need in ctx.needs_input_grad[:2])
+        head = weight.to(hidden.dtype)
+        total = widen(hidden).new_zeros(())
+        right = torch.zeros((), dtype=torch.long, device=hidden.device)
+        grad_hidden = torch.zeros_like(hidden) if want_hidden else None
+        grad_weight = torch.zeros_like(weight) if want_weight else None
+        for chunk in chunks(len(targets), len(weight)):
+            picked = hidden[chunk] if rows is None else hidden[rows[chunk]]
+            chunk_total, chunk_right, slope = cross_entropy(
+                widen(F.linear(picked, head)), targets[chunk], grad=want_hidden or want_weight
+            )
+            total += chunk_total
+            right += chunk_right
+            slope = slope.to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[chunk if rows is None else rows[chunk]] = slope @ head
+            if grad_weight is not None:
+                grad_weight += slope.T @ picked
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.mark_non_differentiable(right)
+        return total, right
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, _right: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return (
+            None if grad_hidden is None else grad_hidden * upstream.to(grad_hidden.dtype),
+            None if grad_weight is None else grad_weight * upstream.to(grad_weight.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+class ChunkedLogprobs(torch.autograd.Function):
+    """See `linear_logprobs`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, sharpness: float, entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        head = weight.to(hidden.dtype)
+        logprobs = widen(hidden).new_zeros(len(targets))
+        entropies = torch.zeros_like(logprobs)
+        for chunk in chunks(len(targets), len(weight)):
+            scores = widen(F.linear(hidden[chunk], head)).mul_(sharpness)
+            normaliser = scores.logsumexp(-1)
+            logprobs[chunk] = scores.gather(-1, targets[chunk, None]).squeeze(-1) - normaliser
+            if entropy:
+                shares = (scores - normaliser[:, None]).exp_()
+                entropies[chunk] = normaliser - (shares * scores).sum(-1)
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.sharpness = sharpness
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, _entropies: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets = ctx.saved_tensors
+        head = weight.to(hidden.dtype)
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        for chunk in chunks(len(targets), len(weight)):
+            scores = widen(F.linear(hidden[chunk], head)).mul_(ctx.sharpness)
+            slope = torch.softmax(scores, -1).neg_()
+            slope.scatter_add_(-1, targets[chunk, None], torch.ones_like(slope[:, :1]))
+            slope = slope.mul_(ctx.sharpness * upstream[chunk, None]).to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[chunk] = slope @ head
+            if grad_weight is not None:
+                grad_weight += slope.T @ hidden[chunk]
+        return grad_hidden, grad_weight, None, None, None
+
+
+def cross_entropy(scores: Tensor, targets: Tensor, *, grad: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(M, V), (M,) -> sum, how many are right, and (M, V) the gradient of the sum; the scores are overwritten.
+
+    One exponential serves the sum and the gradient. A target that ties with the best score counts as right.
+    """
+    best = scores.amax(-1, keepdim=True)
+    wanted = scores.gather(-1, targets[:, None])
+    right = (wanted >= best).sum()
+    shares = scores.sub_(best).exp_()
+    sums = shares.sum(-1, keepdim=True)
+    total = (sums.log() + best - wanted).sum()
+    if grad:
+        shares.div_(sums)
+        shares.scatter_add_(-1, targets[:, None], torch.full_like(sums, -1.0))
+    return total, right, shares
+
+
+def chunks(count: int, vocabulary: int) -> Iterator[slice]:
+    """Slices of at most CHUNK_BYTES of float32 scores."""
+    size = max(1, CHUNK_BYTES // (4 * vocabulary))
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def before_last(hidden: Tensor) -> Tensor:
+    """(B, T, D) -> (B·(T-1), D): the states that are followed by a token."""
+    return hidden[:, :-1].flatten(0, 1)

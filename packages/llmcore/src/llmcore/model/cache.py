@@ -1,0 +1,91 @@
+"""Keys and values of the tokens so far, in tensors allocated once and written in place."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from llmcore.model.config import ModelConfig
+
+
+class Cache:
+    """Keys and values (layers, B, H, capacity, C) of which the first `length` columns are filled.
+
+    `attended` (B, capacity) is False where a row has padding, or None while no row has any.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys = keys
+        self.values = values
+        self.length = 0
+        self.attended: Tensor | None = None
+        self.padding: Tensor | None = None
+
+    @classmethod
+    def allocate(
+        cls,
+        config: "ModelConfig",
+        rows: int,
+        capacity: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> "Cache":
+        heads, head_width = config.attention.cache_shape(config.width)
+        shape = (config.depth, rows, heads, capacity, head_width)
+        return cls(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+
+    @property
+    def rows(self) -> int:
+        return self.keys.shape[1]
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[3]
+
+    @property
+    def next_position(self) -> Tensor:
+        """(B,) the position of each row's next token: how many attended tokens it has."""
+        ends = torch.full((self.rows,), self.length, device=self.keys.device)
+        return ends if self.padding is None else ends - self.padding
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write (B, H, T, C) after what is there; return the (B, H, length + T, C) so far."""
+        stop = self.length + keys.shape[2]
+        assert stop <= self.capacity, f"{stop} tokens in a cache of {self.capacity}"
+        self.keys[layer, :, :, self.length : stop] = keys
+        self.values[layer, :, :, self.length : stop] = values
+        return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
+
+    def mark(self, tokens: int, attended: Tensor | None) -> Tensor | None:
+        """Note which of the next `tokens` columns are padding; return (B, length + tokens), None if none is."""
+        if attended is not None:
+            if self.attended is None:
+                self.attended = torch.ones(self.rows, self.capacity, dtype=torch.bool, device=self.keys.device)
+            self.attended[:, self.length : self.length + tokens] = attended
+        return None if self.attended is None else self.attended[:, : self.length + tokens]
+
+    def advance(self, tokens: int, attended: Tensor | None) -> None:
+        """Count the columns that all layers have now written."""
+        if attended is not None:
+            skipped = (~attended).sum(1)
+            self.padding = skipped if self.padding is None else self.padding + skipped
+        self.length += tokens
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep these rows, in this order; a row may come more than once."""
+        self.keys = self.select(self.keys, rows)
+        self.values = self.select(self.values, rows)
+        self.attended = None if self.attended is None else self.attended[rows]
+        self.padding = None if self.padding is None else self.padding[rows]
+
+    def select(self, filled: Tensor, rows: Tensor) -> Tensor:
+        layers, _, heads, capacity, head_width = filled.shape
+        chosen = filled.new_zeros(layers, len(rows), heads, capacity, head_width)
+        chosen[:, :, :, : self.length] = filled[:, rows, :, : self.length]
+        return chosen
+
+    def repeat(self, samples: int) -> None:
+        """Give each row `samples` copies, side by side, so that samples share one reading of their prompt."""
+        self.keep(torch.arange(self.rows, device=self.keys.device).repeat_interleave(samples))

@@ -1,0 +1,347 @@
+"""Text to token ids and back: byte-level and BPE, both in the one format of the `tokenizers` library.
+
+A tokenizer on disk is `tokenizer.json` and `special_tokens.json` (which control token plays which part). Text never
+becomes a control token: `<|im_end|>` typed by a person is encoded as ordinary characters.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from llmcore.config import Config
+from llmcore.errors import ArtifactError, ConfigError, DataError
+from llmcore.storage import read_regular
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as LibraryTokenizer
+
+TOKENIZER_FILE = "tokenizer.json"
+SPECIAL_TOKENS_FILE = "special_tokens.json"
+FILE_LIMIT = 64 * 2**20  # the largest tokenizer.json in use (250,000 ids with merges) has about 30 MB
+CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
+
+# GPT-4's split with numbers in groups of at most three digits: each alternative starts with a disjoint or a shrinking
+# set of characters, so matching stays linear in the text.
+SPLIT = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class SpecialTokens(Config):
+    """Which control token plays which part; the strings themselves live in tokenizer.json."""
+
+    bos: str | None = "<|endoftext|>"
+    """Begins every conversation; none for families without one."""
+    eos: str = "<|endoftext|>"
+    """Separates documents."""
+    pad: str = "<|pad|>"
+    """Fills the right of short rows; never trained on."""
+    end_of_turn: str = "<|im_end|>"
+    """Ends each turn: what training targets and generation stops on."""
+    chat: str = "chatml"
+    """The chat format's name in `llmcore.chat.FORMATS`."""
+
+
+class Tokenizer:
+    """Encodes text to ids and decodes ids to text; equal tokenizers have equal `sha256`."""
+
+    def __init__(self, document: bytes, special: SpecialTokens | None = None) -> None:
+        """Take the bytes of a tokenizer.json and the parts its control tokens play."""
+        self.special = special or SpecialTokens()
+        self._document = document
+        self._parsed = parse_document(document)
+        self._added = {str(t["content"]): int(t["id"]) for t in self._parsed.get("added_tokens") or ()}
+        self._control = {int(t["id"]) for t in self._parsed.get("added_tokens") or () if t.get("special")}
+        self._is_bytes = is_byte_level(self._parsed)
+        vocabulary = self._added if self._is_bytes else self._library.get_vocab(with_added_tokens=True)
+        self.vocab_size: int = max(vocabulary.values()) + 1
+        self.bos_id: int | None = None if self.special.bos is None else self.token_id(self.special.bos)
+        self.eos_id: int = self.token_id(self.special.eos)
+        self.pad_id: int = self.token_id(self.special.pad)
+        self.end_of_turn_id: int = self.token_id(self.special.end_of_turn)
+        self.stop_ids: frozenset[int] = frozenset({self.eos_id, self.end_of_turn_id})
+        self.sha256: str = hashlib.sha256(b"\0".join(self.files().values())).hexdigest()
+
+    @classmethod
+    def byte_level(cls) -> "Tokenizer":
+        """Ids 0..255 are the bytes of UTF-8, then come the control tokens from 256 on."""
+        return cls(byte_level_document())
+
+    @classmethod
+    def train_bpe(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """Learn byte-pair merges from texts; control tokens take the last ids."""
+        smallest = 256 + len(CONTROL_TOKENS)
+        if vocab_size < smallest:
+            raise ConfigError(
+                f"vocab_size={vocab_size!r} is below {smallest} (256 bytes and {len(CONTROL_TOKENS)} control tokens)",
+                hint=f"choose vocab_size >= {smallest}, or train no tokenizer to use bytes",
+            )
+        return cls(train_document(texts, vocab_size))
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Tokenizer":
+        """Read the two files of a tokenizer from a folder (an artifact, a checkpoint, token shards)."""
+        folder = Path(folder)
+        document = read_file(folder / TOKENIZER_FILE)
+        try:
+            special = SpecialTokens.model_validate_json(read_file(folder / SPECIAL_TOKENS_FILE))
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in problem["loc"])
+            raise ArtifactError(
+                f"{folder / SPECIAL_TOKENS_FILE}: {where + ': ' if where else ''}{problem['msg']}",
+                hint="make the tokenizer again with llmdata tokenizer",
+            ) from None
+        try:
+            return cls(document, special)
+        except ArtifactError as error:
+            raise ArtifactError(f"{folder / TOKENIZER_FILE}: {error.message}", hint=error.hint) from None
+
+    def save(self, folder: Path | str) -> list[str]:
+        """Write both files and return their names."""
+        for name, data in self.files().items():
+            (Path(folder) / name).write_bytes(data)
+        return list(self.files())
+
+    def files(self) -> dict[str, bytes]:
+        """The content of the files that make up this tokenizer, by name."""
+        special = json.dumps(self.special.model_dump(), indent=1, ensure_ascii=False) + "\n"
+        return {TOKENIZER_FILE: self._document, SPECIAL_TOKENS_FILE: special.encode()}
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; never a control token, whatever the text says."""
+        data = utf8(text)
+        if self._is_bytes:
+            return list(data)
+        ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The same as `encode` for each text, on all cores where there is work for them."""
+        data = [utf8(text) for text in texts]
+        if self._is_bytes:
+            return [list(item) for item in data]
+        encoded = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [item.ids for item in encoded]
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """The text of ids; bytes that are no valid UTF-8 become the replacement character."""
+        if self._is_lossless:
+            return self._join(ids, self._pieces if skip_special else self._spelled_pieces).decode("utf-8", "replace")
+        text: str = self._library.decode(list(ids), skip_special_tokens=skip_special)
+        return text
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of ids, exact also in the middle of a character; control tokens give none."""
+        return self._join(ids, self._pieces)
+
+    def token_id(self, special: str) -> int:
+        """The id of a control token."""
+        if special not in self._added:
+            raise ArtifactError(
+                f"the tokenizer has no control token {special!r} (it has {', '.join(self._added) or 'none'})",
+                hint="use the special_tokens.json that was written with this tokenizer.json",
+            )
+        return self._added[special]
+
+    @cached_property
+    def byte_lengths(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """How many bytes of text each id stands for; control tokens stand for none. (V,)"""
+        return np.array([len(piece) for piece in self._pieces], dtype=np.int64)
+
+    @cached_property
+    def _library(self) -> "LibraryTokenizer":
+        """The library's own tokenizer, told to read control tokens in text as text."""
+        return open_library(self._document)
+
+    @cached_property
+    def _is_lossless(self) -> bool:
+        """Whether decoding is the concatenation of each id's bytes."""
+        decoder = self._parsed.get("decoder") or {}
+        return bool(decoder.get("type") == "ByteLevel")
+
+    @cached_property
+    def _pieces(self) -> list[bytes]:
+        """The bytes of each id; control tokens have none."""
+        if self._is_bytes:
+            return [bytes([value]) for value in range(256)] + [b""] * (self.vocab_size - 256)
+        pieces = [b""] * self.vocab_size
+        for token, index in self._library.get_vocab(with_added_tokens=True).items():
+            if index in self._control:
+                continue
+            pieces[index] = token.encode() if token in self._added else piece_bytes(token, self._is_lossless)
+        return pieces
+
+    @cached_property
+    def _spelled_pieces(self) -> list[bytes]:
+        """The bytes of each id, control tokens spelled out."""
+        pieces = list(self._pieces)
+        for token, index in self._added.items():
+            pieces[index] = token.encode()
+        return pieces
+
+    def _join(self, ids: Iterable[int], pieces: list[bytes]) -> bytes:
+        return b"".join([pieces[index] for index in ids])
+
+
+def utf8(text: str) -> bytes:
+    """The text's bytes; half of a surrogate pair is no text."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"text holds half of a surrogate pair, {text[error.start]!r} at character {error.start}",
+            hint="write the text as valid UTF-8",
+        ) from None
+
+
+def read_file(path: Path) -> bytes:
+    """A tokenizer's file, if it is a regular file of a reasonable size."""
+    if not path.exists():
+        raise ArtifactError(f"{path}: no such file", hint="give a folder that llmdata tokenizer wrote")
+    return read_regular(path, limit=FILE_LIMIT)
+
+
+def parse_document(document: bytes) -> dict[str, Any]:
+    """A tokenizer.json as nested dictionaries, with the few facts that are read from it checked."""
+    try:
+        parsed = json.loads(document)
+        added = parsed.get("added_tokens") or []
+        contents = {str(token["content"]): int(token["id"]) for token in added}
+    except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
+        raise damaged(f"{type(error).__name__}: {error}") from None
+    if not isinstance(parsed.get("model"), dict) or len(set(contents.values())) != len(added):
+        raise damaged("it has no model, or two control tokens share an id")
+    if any(not 0 <= index < 2**24 for index in contents.values()):
+        raise damaged("a control token's id is out of range")
+    return dict(parsed)
+
+
+def damaged(reason: str) -> ArtifactError:
+    return ArtifactError(f"not a tokenizer ({reason})", hint="make it again with llmdata tokenizer")
+
+
+def open_library(document: bytes) -> "LibraryTokenizer":
+    """Build the library's tokenizer; what it says of a file it cannot use becomes one sentence."""
+    from tokenizers import Tokenizer as Library
+
+    try:
+        library = Library.from_str(document.decode("utf-8"))
+        library.encode_special_tokens = True
+        library.encode("a 1\n", add_special_tokens=False)
+    except Exception as error:
+        raise damaged(str(error)) from None
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise damaged(str(error)) from None
+    return library
+
+
+def is_byte_level(parsed: dict[str, Any]) -> bool:
+    """Whether ids 0..255 are the bytes and nothing else happens to text, so that the library can be left out."""
+    model = parsed["model"]
+    pre = parsed.get("pre_tokenizer") or {}
+    return (
+        model.get("type") == "BPE"
+        and not model.get("merges")
+        and model.get("vocab") == {character: value for value, character in enumerate(byte_characters())}
+        and not any(model.get(key) for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"))
+        and parsed.get("normalizer") is None
+        and (pre.get("type"), pre.get("add_prefix_space"), pre.get("use_regex")) == ("ByteLevel", False, False)
+        and (parsed.get("decoder") or {}).get("type") == "ByteLevel"
+        and bool(parsed.get("added_tokens"))
+        and all(token.get("special") and int(token["id"]) >= 256 for token in parsed["added_tokens"])
+    )
+
+
+def byte_level_document() -> bytes:
+    """The tokenizer.json of bytes, written here so that its hash does not depend on the library's version."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    document: dict[str, Any] = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": 256 + index,
+                "content": content,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            for index, content in enumerate(CONTROL_TOKENS)
+        ],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {character: value for value, character in enumerate(byte_characters())},
+            "merges": [],
+        },
+    }
+    return json.dumps(document, ensure_ascii=False).encode()
+
+
+def train_document(texts: Iterable[str], vocab_size: int) -> bytes:
+    """The tokenizer.json of byte-pair merges learned from texts."""
+    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Library
+
+    library = Library(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    library.decoder = decoders.ByteLevel()
+    # Control tokens join after training: they are then no part of the merges' vocabulary, and no text can reach them.
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(CONTROL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    library.train_from_iterator(texts, trainer)
+    library.add_special_tokens([AddedToken(content, normalized=False) for content in CONTROL_TOKENS])
+    return bytes(library.to_str(pretty=False), "utf-8")
+
+
+def byte_characters() -> list[str]:
+    """The printable character that stands for each byte in a byte-level vocabulary (GPT-2's table)."""
+    shown = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    hidden = [value for value in range(256) if value not in shown]
+    return [chr(value) if value in shown else chr(256 + hidden.index(value)) for value in range(256)]
+
+
+def piece_bytes(token: str, byte_level: bool) -> bytes:
+    """The bytes that a vocabulary entry stands for."""
+    if byte_level:
+        try:
+            return bytes(BYTE_OF[character] for character in token)
+        except KeyError:
+            return token.encode()
+    fallback = re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token)
+    return bytes([int(fallback[1], 16)]) if fallback else token.replace("▁", " ").encode()
+
+
+BYTE_OF = {character: value for value, character in enumerate(byte_characters())}

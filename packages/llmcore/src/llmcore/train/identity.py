@@ -1,0 +1,112 @@
+"""What must agree before a run goes on in a folder: who made it, the settings, and the parents.
+
+`run/run.json` holds it, with the device and precision that `auto` was resolved to and the machine it ran on.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, JsonValue, ValidationError
+
+from llmcore.config import Config
+from llmcore.errors import ArtifactError, ConfigError
+from llmcore.manifest import Manifest, plain_config
+from llmcore.storage import read_regular
+from llmcore.train.config import SAFE_TO_CHANGE, TrainConfig
+
+NAME = "run.json"
+LARGEST = 16 << 20
+
+
+class Identity(Config):
+    """`run.json`: what a run is."""
+
+    schema_version: int = Field(1, ge=1, le=1)
+    """The version of this format."""
+    made_by: str
+    """The stage."""
+    config: dict[str, JsonValue]
+    """Its resolved settings, without the paths of the inputs."""
+    parents: dict[str, str]
+    """The ids of what it is made from, by role."""
+    device: str = ""
+    """What `auto` was resolved to."""
+    dtype: str = ""
+    """What `auto` was resolved to."""
+    environment: dict[str, str] = {}
+    """What bit-exactness depends on beyond this."""
+
+
+def identity_of(*, made_by: str, config: Config, parents: Mapping[str, Manifest]) -> Identity:
+    """The identity of a run about to start."""
+    return Identity(
+        made_by=made_by,
+        config=json.loads(json.dumps(plain_config(config))),
+        parents={role: parent.id for role, parent in sorted(parents.items())},
+    )
+
+
+def read_identity(path: Path) -> Identity:
+    """The identity of the run in a folder."""
+    try:
+        return Identity.model_validate(json.loads(read_regular(path, limit=LARGEST)))
+    except (ValueError, ValidationError, RecursionError) as error:
+        raise ArtifactError(
+            f"{path} does not describe a run: {error}", hint="choose another --out, or restore it from a copy"
+        ) from None
+
+
+def check_same_run(out: Path, *, found: Identity, wanted: Identity, config: Config) -> None:
+    """Raise ConfigError with both values of everything that differs and may not."""
+    safe = set(safe_paths(config))
+    differences = [
+        f"{name} is {shown(new)}, it was {shown(old)}"
+        for name, old, new in compare(flat(found), flat(wanted))
+        if name not in safe
+    ]
+    if differences:
+        raise ConfigError(
+            f"{out} holds another run: " + "; ".join(differences),
+            hint="give the settings it was started with, or choose another --out",
+        )
+
+
+def safe_paths(config: Config, prefix: str = "") -> Iterator[str]:
+    """The dotted names of settings that may change between two parts of a run."""
+    if isinstance(config, TrainConfig):
+        yield from (f"{prefix}{name}" for name in SAFE_TO_CHANGE)
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, Config):
+            yield from safe_paths(value, f"{prefix}{name}.")
+
+
+def flat(identity: Identity) -> dict[str, JsonValue]:
+    """Every compared value by its dotted name."""
+    parents = {f"parent {role}": value for role, value in identity.parents.items()}
+    return {"made_by": identity.made_by, **dict(leaves(identity.config)), **parents}
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+ABSENT = object()
+
+
+def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, object, object]]:
+    """(name, old value, new value) of each difference."""
+    for name in dict.fromkeys((*old, *new)):
+        before, after = old.get(name, ABSENT), new.get(name, ABSENT)
+        if before != after:
+            yield name, before, after
+
+
+def shown(value: object) -> str:
+    return "not set" if value is ABSENT else repr(value)

@@ -1,0 +1,150 @@
+"""The one training loop.
+
+A loss returns a sum and a count, a source yields one optimizer step's micro-batches at a time, and only this file
+divides: once, after all micro-batches of the step, so that accumulation is exact whatever the masks. The loop *pulls*:
+a source that samples from the live model right before it yields is on-policy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from llmcore.errors import TrainingError
+from llmcore.losses import Loss
+from llmcore.model.transformer import take_aux_losses
+from llmcore.train.config import TrainConfig
+from llmcore.train.device import to_device
+from llmcore.train.diverged import NotFinite
+from llmcore.train.optim import set_rate
+from llmcore.train.source import Source
+
+if TYPE_CHECKING:
+    from llmcore.train.run import Run
+
+B = TypeVar("B")
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
+
+
+def fit(
+    model: nn.Module,
+    source: Source[B],
+    loss_fn: Callable[[nn.Module, B], Loss],
+    config: TrainConfig,
+    run: Run,
+    evaluate: Evaluate | None = None,
+) -> None:
+    """Train `model` for `config.steps` steps, or go on where `run` stopped.
+
+    Returns when the last step is saved; a run that stops earlier leaves by SystemExit, resumable.
+    """
+    if run.complete is not None:
+        return
+    with run.session(model, config) as session:
+        optimizer = config.optimizer.build(model, config.lr)
+        factor = config.schedule.build(config.steps)
+        session.restore(optimizer)
+        steps = source.steps_from(session.step, session.source_state)
+        if session.step and due(session.step, config.eval_every, config):
+            session.evaluate(evaluate)  # the run was stopped before it could
+        while session.goes_on():
+            set_rate(optimizer, factor(session.step))
+            micro_batches = next(steps)
+            torch.manual_seed(step_seed(config.seed, session.step))
+            with session.step_guard(micro_batches):
+                result = train_step(
+                    model, optimizer, micro_batches, loss_fn, clip=config.clip, device=session.device
+                )
+            session.advance(result, lr=config.lr * factor(session.step))
+            if due(session.step, config.eval_every, config):
+                session.evaluate(evaluate)
+            if due(session.step, config.save_every, config):
+                session.save(optimizer, source.state())
+        session.end(optimizer, source.state)
+
+
+class StepResult(NamedTuple):
+    """What one optimizer step measured."""
+
+    loss: float
+    """Mean loss per item."""
+    grad_norm: float
+    """Norm of the mean gradient, before clipping."""
+    count: int
+    """Items the loss was taken over."""
+    tokens: int
+    """Tokens in the batches; items, where a batch has no ids."""
+    metrics: dict[str, float]
+    """Means of the loss's other figures."""
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[B],
+    loss_fn: Callable[[nn.Module, B], Loss],
+    *,
+    clip: float,
+    device: torch.device | str = "cpu",
+) -> StepResult:
+    """One update from the gradient of the mean loss over all micro-batches.
+
+    Raises NotFinite, without an update, if a loss or the gradient is not finite.
+    """
+    device = torch.device(device)
+    optimizer.zero_grad(set_to_none=True)
+    totals: list[Tensor] = []
+    sums: dict[str, list[float]] = {}
+    count = tokens = 0
+    for batch in micro_batches:
+        batch = to_device(batch, device)
+        loss = loss_fn(model, batch)
+        auxiliary = take_aux_losses(model)
+        if auxiliary is not None:  # a mean per item: weighted so that the division below leaves it one
+            add_metric(sums, "aux_loss", float(auxiliary.detach()) * loss.count, loss.count)
+            (loss.total + auxiliary * loss.count).backward()
+        else:
+            loss.total.backward()
+        totals.append(loss.total.detach())
+        count += loss.count
+        tokens += tokens_in(batch, loss.count)
+        for name, (total, items) in loss.metrics.items():
+            add_metric(sums, name, total, items)
+    if count == 0:
+        raise TrainingError("no item of this step counts: every target is masked", hint="look at the rows and the mask")
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = get_total_norm(grads) / count
+    *losses, grad_norm = torch.stack([*(t.float() for t in totals), norm.float()]).tolist()
+    if not all(map(math.isfinite, (*losses, grad_norm))):
+        raise NotFinite(losses=losses, grad_norm=grad_norm)
+    torch._foreach_mul_(grads, min(1.0, clip / (grad_norm + 1e-6)) / count)
+    optimizer.step()
+    means = {name: total / items for name, (total, items) in sums.items() if items}
+    return StepResult(math.fsum(losses) / count, grad_norm, count, tokens, means)
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of all randomness inside one step."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8).digest()) >> 1
+
+
+def due(step: int, every: int, config: TrainConfig) -> bool:
+    """Whether something done every so many steps, and at the last, is to be done after this one."""
+    return step % every == 0 or step == config.steps
+
+
+def add_metric(sums: dict[str, list[float]], name: str, total: float, items: int) -> None:
+    entry = sums.setdefault(name, [0.0, 0])
+    entry[0] += total
+    entry[1] += items
+
+
+def tokens_in(batch: Any, count: int) -> int:
+    ids = getattr(batch, "ids", None)
+    return ids.numel() if isinstance(ids, Tensor) else count

@@ -1,0 +1,241 @@
+"""Resumable checkpoints: `run/checkpoints/step-00000400/` holds all that the next step depends on.
+
+    model.safetensors       every weight and persistent buffer, tied ones once
+    optimizer.safetensors   the optimizer's state, named `exp_avg/<parameter>`
+    source.safetensors      tensors of the data source, if it has any
+    state.json              step, counts, and the source's other values
+    manifest.json           written last, with the hash of each file
+
+No random state: randomness is a function of (seed, step).
+"""
+
+import json
+import re
+from collections.abc import Set
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from pydantic import Field, JsonValue, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from llmcore.config import Config
+from llmcore.errors import ArtifactError, LLMError, TrainingError
+from llmcore.manifest import NAME as MANIFEST
+from llmcore.manifest import verify_artifact, write_manifest
+from llmcore.storage import check_free_space, commit_directory, read_regular, remove_durably
+from llmcore.train.source import SourceState
+
+STEP_NAME = re.compile(r"step-(\d{8,})")
+LARGEST_STATE = 64 << 20
+
+
+class Progress(NamedTuple):
+    """How far a run has come."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    tokens: int = 0
+    """Tokens (or, of a batch without ids, items) seen."""
+    seconds: float = 0.0
+    """Time spent in steps; not part of what is exact."""
+
+
+class State(Config):
+    """`state.json`: the part of a resumable checkpoint that is no tensor."""
+
+    schema_version: int = Field(1, ge=1, le=1)
+    """The version of this format."""
+    step: int = Field(ge=0)
+    """Optimizer steps done."""
+    tokens: int = Field(ge=0)
+    """Tokens seen."""
+    seconds: float = Field(ge=0)
+    """Time spent in steps."""
+    source: dict[str, JsonValue] | None = None
+    """Values of the data source; none if it has no state."""
+
+
+class Snapshot(NamedTuple):
+    """A resumable checkpoint in memory."""
+
+    progress: Progress
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    source: SourceState | None
+
+
+def save_snapshot(folder: Path, snapshot: Snapshot, *, made_by: str) -> Path:
+    """Commit a snapshot below `folder` under its step; when this returns, it is durable."""
+    parts = {"model": snapshot.model, "optimizer": snapshot.optimizer}
+    if snapshot.source is not None and snapshot.source.tensors:
+        parts["source"] = detached(snapshot.source.tensors)
+    check_finite(snapshot.model)
+    folder.mkdir(parents=True, exist_ok=True)
+    check_free_space(folder, bytes_of(parts))
+    path = folder / step_name(snapshot.progress.step)
+    with commit_directory(path) as scratch:
+        for name, tensors in parts.items():
+            save_file(tensors, scratch / f"{name}.safetensors", metadata={"format": "pt"})
+        state = State(
+            **snapshot.progress._asdict(), source=snapshot.source.values if snapshot.source is not None else None
+        )
+        (scratch / "state.json").write_text(state.model_dump_json(indent=1), encoding="utf-8")
+        files = [*(f"{name}.safetensors" for name in parts), "state.json"]
+        write_manifest(scratch, kind="snapshot", made_by=made_by, config={}, files=files)
+    return path
+
+
+def load_snapshot(path: Path) -> Snapshot:
+    """Read a snapshot whose every hash is right."""
+    files = verify_artifact(path, expect="snapshot").files
+    state = read_state(path / "state.json")
+    if step_name(state.step) != path.name:
+        raise ArtifactError(f"{path} holds step {state.step}, which is not its name")
+    source = None
+    if state.source is not None:
+        tensors = read_tensors(path / "source.safetensors") if "source.safetensors" in files else {}
+        source = SourceState(tensors, state.source)
+    return Snapshot(
+        Progress(state.step, state.tokens, state.seconds),
+        read_tensors(path / "model.safetensors"),
+        read_tensors(path / "optimizer.safetensors"),
+        source,
+    )
+
+
+def snapshot_paths(folder: Path) -> dict[int, Path]:
+    """Committed snapshots by step, oldest first; anything else in the folder is none of ours."""
+    found: dict[int, Path] = {}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        match = STEP_NAME.fullmatch(path.name)
+        if match and (path / MANIFEST).is_file():
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+def latest_intact(paths: dict[int, Path]) -> int | None:
+    """The highest step whose snapshot verifies."""
+    for step, path in reversed(paths.items()):
+        try:
+            verify_artifact(path, expect="snapshot")
+        except LLMError:
+            continue
+        return step
+    return None
+
+
+def prune(folder: Path, *, keep: int) -> None:
+    """Remove all but the newest `keep` snapshots, by step."""
+    for path in list(snapshot_paths(folder).values())[:-keep]:
+        remove_durably(path)
+
+
+def model_state(model: nn.Module) -> dict[str, Tensor]:
+    """Weights and persistent buffers by name; what shares memory (tied weights) appears once, under its first name."""
+    seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
+    unique: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if tensor.numel() and key in seen:
+            continue
+        seen.add(key)
+        unique[name] = tensor
+    return detached(unique)
+
+
+def restore_model(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Copy a snapshot's weights into the model they were taken from: the same names, shapes and dtypes."""
+    wanted = model.state_dict()
+    names = model_state(model).keys()
+    check_names(path / "model.safetensors", wanted=names, found=tensors.keys())
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            check_shape(path / "model.safetensors", name, tensor, wanted[name])
+            wanted[name].copy_(tensor)
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's tensors as `key/parameter`; step counts are tensors too."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if value is not None:
+                tensors[f"{key}/{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+    return detached(tensors)
+
+
+def restore_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], path: Path
+) -> None:
+    """Give the optimizer a snapshot's state; torch moves each tensor to where its parameter is."""
+    by_name = dict(model.named_parameters())
+    saved: dict[str, dict[str, Tensor]] = {}
+    for full_name, tensor in tensors.items():
+        key, _, name = full_name.partition("/")
+        saved.setdefault(name, {})[key] = tensor
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    wanted = {name for name, parameter in by_name.items() if id(parameter) in trained}
+    if saved:  # at step 0 there is no state yet
+        check_names(path / "optimizer.safetensors", wanted=wanted, found=saved.keys())
+    packed = optimizer.state_dict()
+    names = {id(parameter): name for name, parameter in by_name.items()}
+    order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    packed["state"] = {index: saved[name] for index, name in enumerate(order) if name in saved}
+    optimizer.load_state_dict(packed)
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def bytes_of(parts: dict[str, dict[str, Tensor]]) -> int:
+    """What the files of these tensors need on the disk, with some room."""
+    tensors = [tensor for part in parts.values() for tensor in part.values()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + (1 << 20)
+
+
+def check_finite(tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise TrainingError(
+                f"{name} holds values that are not finite: nothing was saved",
+                hint="lower train.lr and give the command again: it goes on from the last good step",
+            )
+
+
+def check_names(path: Path, *, wanted: Set[str], found: Set[str]) -> None:
+    if wanted != found:
+        raise ArtifactError(
+            f"{path} does not fit the model: missing {sorted(wanted - found)[:3]}, "
+            f"unexpected {sorted(found - wanted)[:3]}",
+            hint="choose another --out",
+        )
+
+
+def check_shape(path: Path, name: str, found: Tensor, wanted: Tensor) -> None:
+    if found.shape != wanted.shape or found.dtype != wanted.dtype:
+        raise ArtifactError(
+            f"{path}: {name} is {found.dtype} {list(found.shape)}, the model has {wanted.dtype} {list(wanted.shape)}",
+            hint="choose another --out",
+        )
+
+
+def read_state(path: Path) -> State:
+    try:
+        return State.model_validate(json.loads(read_regular(path, limit=LARGEST_STATE)))
+    except (ValueError, ValidationError, RecursionError) as error:
+        raise ArtifactError(f"{path} is not the state of a run: {error}") from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is not a readable safetensors file: {error}") from None

@@ -1,0 +1,1 @@
+"""Text to tokenizers, token shards and records."""

@@ -1,0 +1,5 @@
+"""`python -m llmdata`, as torchrun starts it."""
+
+from llmdata.cli import main
+
+main()

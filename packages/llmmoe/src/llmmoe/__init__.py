@@ -1,0 +1,1 @@
+"""Mixture of experts: a feed-forward that routes tokens."""

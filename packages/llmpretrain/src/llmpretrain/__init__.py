@@ -1,0 +1,1 @@
+"""Pretraining: tokens to a base model."""

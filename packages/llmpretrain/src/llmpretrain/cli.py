@@ -1,0 +1,75 @@
+"""The command line of pretraining."""
+
+import json as json_library
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from llmcore import command
+from llmcore.command import JsonOption, OutOption, QuietOption, ResumeOption, Settings, add_config_commands, given
+from llmcore.config import Config, load_config
+
+app = command.new_app("Pretraining: tokens to a base model.")
+
+DataOption = Annotated[str | None, typer.Option("--data", metavar="DIR", help="A tokens artifact (llmdata tokens).")]
+
+
+@app.command()
+def run(
+    settings: Settings = None,
+    data: DataOption = None,
+    out: OutOption = None,
+    resume: ResumeOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train a base model from packed tokens.
+
+    [bold]Examples[/bold]
+
+      llmpretrain run configs/pretrain/tiny.toml
+
+      llmpretrain run configs/pretrain/tiny.toml train.lr=2e-4 model.feedforward.kind=moe
+    """
+    from llmpretrain.config import PretrainConfig
+    from llmpretrain.run import run as run_stage
+
+    config = load_config(PretrainConfig, settings or [], given(inputs__data=data))
+    run_stage(config, out or command.default_out("pretrain", settings or []), resume=resume, json=json, quiet=quiet)
+
+
+@app.command(name="eval")
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A policy.")],
+    data: DataOption = None,
+    windows: Annotated[int | None, typer.Option(help="Score this many windows, spread evenly; all if absent.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Held-out loss and bits per byte, with a 95 % interval."""
+    from llmcore.checkpoint import load_checkpoint
+    from llmcore.shards import TokenShards
+
+    from llmpretrain.evaluate import held_out
+
+    loaded = load_checkpoint(checkpoint)
+    folder = Path(data) if data else command.builtin_data("tokens")
+    found = held_out(loaded.model, TokenShards(folder, "valid", tokenizer=loaded.tokenizer), windows=windows)
+    if json:
+        print(json_library.dumps(found._asdict()))
+    else:
+        print(f"loss {found.loss:.4f} nats/token · {found.bits_per_byte:.4f} ± {found.half_width:.4f} bits per byte")
+
+
+def settings_class() -> type[Config]:
+    """The settings of this stage, imported late because they import torch."""
+    from llmpretrain.config import PretrainConfig
+
+    return PretrainConfig
+
+
+add_config_commands(app, settings_class)
+
+
+def main() -> None:
+    """The `llmpretrain` command."""
+    command.main(app)

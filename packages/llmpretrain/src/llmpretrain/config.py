@@ -1,0 +1,23 @@
+"""Settings of a pretraining run."""
+
+from llmcore.config import Config
+from llmcore.model.config import ModelConfig
+from llmcore.train.config import TrainConfig
+
+
+class PretrainInputs(Config):
+    """What the run is made from."""
+
+    data: str | None = None
+    """A tokens artifact (`llmdata tokens`); the built-in standard-library tokens if absent."""
+
+
+class PretrainConfig(Config):
+    """A base model from tokens."""
+
+    inputs: PretrainInputs = PretrainInputs()
+    """What the run is made from; each has an option of the same name."""
+    model: ModelConfig = ModelConfig()
+    """The architecture."""
+    train: TrainConfig = TrainConfig(steps=2000, batch=16, lr=2e-3)
+    """The optimization."""

@@ -1,0 +1,66 @@
+"""Pretraining: tokens to a base model."""
+
+from pathlib import Path
+
+import torch
+from llmcore.command import builtin_data
+from llmcore.errors import ConfigError
+from llmcore.losses import next_token_loss
+from llmcore.manifest import Manifest, verify_artifact
+from llmcore.model.transformer import Transformer
+from llmcore.shards import TokenShards
+from llmcore.tokenizer import Tokenizer
+from llmcore.train.loop import fit
+from llmcore.train.run import Run
+from llmcore.train.source import FromFunction
+from torch import nn
+
+from llmpretrain.batches import TokenBatches
+from llmpretrain.config import PretrainConfig
+from llmpretrain.evaluate import held_out
+
+EVAL_WINDOWS = 64
+
+
+def run(
+    config: PretrainConfig, out: Path, *, resume: str = "auto", json: bool = False, quiet: bool = False
+) -> Manifest:
+    """Train a base model on a tokens artifact and write a policy to `out`."""
+    data = Path(config.inputs.data) if config.inputs.data else builtin_data("tokens")
+    tokens = verify_artifact(data, expect="tokens")
+    tokenizer = Tokenizer.load(data)
+    config = with_vocabulary(config, tokenizer)
+    job = Run(
+        out,
+        made_by="llmpretrain run",
+        config=config,
+        parents={"data": tokens},
+        tokenizer=tokenizer,
+        resume=resume,
+        json=json,
+        quiet=quiet,
+    )
+    train = TokenShards(data, "train", tokenizer=tokenizer)
+    valid = TokenShards(data, "valid", tokenizer=tokenizer)
+    batches = TokenBatches(train, context=config.model.context, train=config.train)
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        assert isinstance(model, Transformer)
+        found = held_out(model, valid, windows=EVAL_WINDOWS)
+        return {"loss": found.loss, "bits_per_byte": found.bits_per_byte}
+
+    torch.manual_seed(config.train.seed)
+    model = config.model.build()
+    fit(model, FromFunction(batches.micro_batches), next_token_loss, config.train, job, evaluate=evaluate)
+    return job.finish(model)
+
+
+def with_vocabulary(config: PretrainConfig, tokenizer: Tokenizer) -> PretrainConfig:
+    """The settings with the vocabulary filled in; one that is too small for the tokenizer is refused."""
+    size = config.model.vocab_size or tokenizer.vocab_size
+    if size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={size} is smaller than the tokenizer's {tokenizer.vocab_size}",
+            hint="leave model.vocab_size out: it is taken from the tokenizer",
+        )
+    return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": size})})

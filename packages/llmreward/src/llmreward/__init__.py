@@ -1,0 +1,1 @@
+"""Reward modelling: preferences to a score."""

@@ -1,0 +1,5 @@
+"""`python -m llmreward`, as torchrun starts it."""
+
+from llmreward.cli import main
+
+main()

@@ -1,0 +1,5 @@
+"""`python -m llmrl`, as torchrun starts it."""
+
+from llmrl.cli import main
+
+main()

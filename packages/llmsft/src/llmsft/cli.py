@@ -1,0 +1,91 @@
+"""The command line of supervised fine-tuning."""
+
+import json as json_library
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from llmcore import command
+from llmcore.command import JsonOption, OutOption, QuietOption, ResumeOption, Settings, add_config_commands, given
+from llmcore.config import Config, load_config
+
+app = command.new_app("Supervised fine-tuning: chats to an assistant.")
+
+DataOption = Annotated[
+    str | None, typer.Option("--data", metavar="PATH", help="Chats: a records artifact or a JSONL file.")
+]
+
+
+@app.command()
+def run(
+    settings: Settings = None,
+    base: Annotated[str | None, typer.Option("--base", metavar="DIR", help="The policy to fine-tune.")] = None,
+    data: DataOption = None,
+    out: OutOption = None,
+    resume: ResumeOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Fine-tune a policy on chats.
+
+    [bold]Examples[/bold]
+
+      llmsft run --base runs/pretrain-tiny
+
+      llmsft run configs/sft/tiny.toml --base runs/pretrain-tiny --data my-chats.jsonl train.steps=200
+    """
+    from llmsft.config import SFTConfig
+    from llmsft.run import run as run_stage
+
+    config = load_config(SFTConfig, settings or [], given(inputs__base=base, inputs__data=data))
+    run_stage(config, out or command.default_out("sft", settings or []), resume=resume, json=json, quiet=quiet)
+
+
+@app.command(name="eval")
+def evaluate(
+    checkpoints: Annotated[list[Path], typer.Argument(help="Policies, compared on the same conversations.")],
+    data: DataOption = None,
+    count: Annotated[int, typer.Option(help="Held-out conversations to ask.")] = 500,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
+    json: JsonOption = False,
+) -> None:
+    """Held-out loss and the share of right answers (exact text or the same Python literal), with 95 % intervals."""
+    from llmcore.checkpoint import load_checkpoint
+    from llmcore.records import Chat, load_records
+
+    from llmsft.evaluate import evaluate_chats
+
+    folder = Path(data) if data else command.builtin_data("chats")
+    chats = load_records(folder, Chat, "valid")[0][:count]
+    results = {}
+    for checkpoint in checkpoints:
+        loaded = load_checkpoint(checkpoint)
+        found = evaluate_chats(loaded.model, chats, loaded.tokenizer, max_new_tokens=max_new_tokens)
+        results[str(checkpoint)] = {
+            **found._asdict(),
+            "sampled": found.sampled._asdict(),
+            "greedy": found.greedy._asdict(),
+        }
+        if not json:
+            print(
+                f"{checkpoint}: loss {found.loss:.4f} nats/token (perplexity {found.perplexity:.2f}) · right answers "
+                f"sampled {found.sampled.value:.1%} [{found.sampled.low:.1%}, {found.sampled.high:.1%}], "
+                f"greedy {found.greedy.value:.1%} [{found.greedy.low:.1%}, {found.greedy.high:.1%}] of {found.count}"
+            )
+    if json:
+        print(json_library.dumps(results))
+
+
+def settings_class() -> type[Config]:
+    """The settings of this stage, imported late because they import torch."""
+    from llmsft.config import SFTConfig
+
+    return SFTConfig
+
+
+add_config_commands(app, settings_class)
+
+
+def main() -> None:
+    """The `llmsft` command."""
+    command.main(app)

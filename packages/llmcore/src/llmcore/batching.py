@@ -1,7 +1,7 @@
 """Ragged rows to padded batches: which rows a step sees is a function of (seed, step), with little padding.
 
-Rows are shuffled anew in each epoch, sorted by length inside blocks of some batches, and the batches shuffled again: every
-row comes once an epoch, neighbours in length share a batch, and no order by length is left over the epoch.
+Rows are shuffled anew in each epoch, sorted by length inside blocks of some batches, and the batches shuffled again:
+every row comes once an epoch, neighbours in length share a batch, and no order by length is left over the epoch.
 """
 
 from collections.abc import Sequence

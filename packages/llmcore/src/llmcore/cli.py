@@ -141,13 +141,30 @@ def describe(folder: Path, manifest: Manifest) -> dict[str, object]:
         "files": {name: f"{entry.bytes:,} bytes" for name, entry in manifest.files.items()},
     }
     if "model.json" in manifest.files:
-        from llmcore.checkpoint import read_architecture
-        from llmcore.model.size import describe_size
-
-        config = read_architecture(folder / "model.json")
-        facts["architecture"] = config.model_dump(mode="json")
-        facts["size"] = describe_size(config)
+        facts |= describe_model(folder)
     return {name: fact for name, fact in facts.items() if fact not in ("", {}, None)}
+
+
+def describe_model(folder: Path) -> dict[str, object]:
+    """Architecture, parameters by module, and what a token costs."""
+    from llmcore.checkpoint import ARCHITECTURE, read_architecture
+    from llmcore.model.size import (
+        cache_bytes_per_token,
+        count_parameters,
+        flops_per_token,
+        parameters_by_module,
+        skeleton,
+    )
+
+    config = read_architecture(folder / ARCHITECTURE)
+    model = skeleton(config)
+    return {
+        "architecture": config.model_dump(mode="json"),
+        "parameters": count_parameters(model),
+        "parameters by module": parameters_by_module(model),
+        "training FLOPs per token": flops_per_token(model),
+        "KV cache bytes per token (fp32)": cache_bytes_per_token(config),
+    }
 
 
 def readable(value: object) -> str:

@@ -109,7 +109,7 @@ def place(tree: Tree, origin: dict[KeyPath, str], path: KeyPath, value: object, 
             raise ConfigError(f"{where}: {dotted} is the value {child!r}, it has no {path[depth + 1]!r}")
         node = child
     last = path[-1]
-    if last == "kind" and node.get("kind", value) != value:
+    if last == "kind" and node is not tree and node.get("kind", value) != value:
         node.clear()
     node[last] = value
     origin[path] = where

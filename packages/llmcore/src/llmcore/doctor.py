@@ -38,14 +38,9 @@ def installed_version(name: str, mend: str) -> Finding:
 def devices() -> list[Finding]:
     import torch
 
-    from llmcore.train.device import resolve_device, resolve_dtype
+    from llmcore.train.device import resolve
 
-    device, device_reason = resolve_device("auto")
-    dtype, dtype_reason = resolve_dtype("auto", device)
-    found = [
-        Finding("OK", "device", f"auto is {device} ({device_reason})"),
-        Finding("OK", "dtype", f"auto is {str(dtype).removeprefix('torch.')} ({dtype_reason})"),
-    ]
+    found = [Finding("OK", "auto", resolve("auto", "auto").reason)]
     if torch.cuda.is_available():
         name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
         found.append(Finding("OK", "gpu", f"{name}, {memory / 2**30:.0f} GiB"))
@@ -79,5 +74,6 @@ def packages() -> list[Finding]:
 
 def parts() -> list[Finding]:
     """The parts that installed packages add."""
-    groups = [entry for entry in entry_points() if entry.group.startswith("llmcore.")]
-    return [Finding("OK", entry.group, f"{entry.name} ({entry.value})") for entry in groups]
+    groups = [group for group in entry_points().groups if group.startswith("llmcore.")]
+    found = [entry for group in groups for entry in entry_points(group=group)]
+    return [Finding("OK", entry.group, f"{entry.name} ({entry.value})") for entry in found]

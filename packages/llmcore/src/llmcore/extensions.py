@@ -91,7 +91,7 @@ def load_entry(entry: EntryPoint) -> object:
 
 
 def provider(owner: type) -> tuple[str, str] | None:
-    """(distribution, version) of the package a part's class comes from; None for llmcore's own and for loose scripts."""
+    """(distribution, version) of the package a class comes from; None for llmcore's own and for loose scripts."""
     top = owner.__module__.partition(".")[0]
     names = [] if top == "llmcore" else packages_distributions().get(top, [])
     return (names[0], version(names[0])) if names else None

@@ -23,6 +23,10 @@ LINE_LIMIT = 16 * 2**20
 ARRAY_LIMIT = 2**30
 SHOWN_ERRORS = 20
 VALID_FRACTION = 0.05
+USE_LLMDATA = (
+    "mend them, or use llmdata records: it drops and counts rows that teach nothing, and takes other keys by "
+    "--map prompt=question,completion=answer"
+)
 
 
 class Message(Config):
@@ -97,14 +101,13 @@ def read_records(path: Path | str, kind: type[R], *, mapping: Mapping[str, str] 
     return records
 
 
-def rows_error(path: Path | str, problems: Sequence[str], rows: int) -> DataError:
+def rows_error(path: Path | str, problems: Sequence[str], rows: int, *, fix: str = "") -> DataError:
     """One error for all bad rows: the first twenty, and how many there are."""
     more = len(problems) - SHOWN_ERRORS
     lines = [*problems[:SHOWN_ERRORS], *([f"… and {more} more"] if more > 0 else [])]
     return DataError(
         "\n".join([f"{len(problems)} of {rows} rows of {str(path)!r} cannot be used:", *lines]),
-        hint="mend them, or use llmdata records: it drops and counts rows that teach nothing, and takes other keys by "
-        "--map prompt=question,completion=answer",
+        hint=fix or USE_LLMDATA,
     )
 
 

@@ -1,4 +1,4 @@
-"""Scores of conversations: the one path by which reward training, its evaluation and reinforcement learning read rewards.
+"""Scores of conversations: the one path by which reward training, evaluation and reinforcement learning do it.
 
     scorer = load_scorer(Path("runs/reward"))
     rewards = scorer.score([scored_row(prompt, answer, scorer.tokenizer) for answer in answers])
@@ -86,10 +86,11 @@ def score_rows(model: Transformer, rows: Sequence[Sequence[int]], *, pad_id: int
     scores = torch.empty(len(rows), dtype=torch.float32)
     training = model.training
     model.eval()
-    with torch.inference_mode():
+    with torch.no_grad():
         for numbers in similar_lengths([len(row) for row in rows]):
             chosen = [rows[number] for number in numbers]
-            ids, lengths = pad_rows(chosen, value=pad_id), torch.tensor([len(row) for row in chosen])
+            ids = pad_rows(chosen, value=pad_id)[:, : model.config.context]
+            lengths = torch.tensor([len(row) for row in chosen])
             scores[numbers] = sequence_scores(model, ids.to(device), lengths.to(device)).cpu()
     model.train(training)
     return scores

@@ -175,10 +175,13 @@ class TokenShards:
         self.bytes = entry.bytes
         if tokenizer is not None:
             check_tokenizer(folder, index, tokenizer)
-        self._shards = [open_shard(folder / name, index, verify=verify) for name in entry.files]
+        headers = [read_header(folder / name) for name in entry.files]
+        check_totals(folder / INDEX_FILE, entry, headers)
+        self._shards = [
+            open_shard(folder / name, header, index, verify=verify)
+            for name, header in zip(entry.files, headers, strict=True)
+        ]
         self._ends = np.cumsum([len(shard) for shard in self._shards])
-        if int(self._ends[-1]) != entry.tokens:
-            raise broken(folder / INDEX_FILE, f"it counts {entry.tokens} tokens, the shards hold {self._ends[-1]}")
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -235,9 +238,16 @@ def check_tokenizer(folder: Path, index: TokensIndex, tokenizer: Tokenizer) -> N
         )
 
 
-def open_shard(path: Path, index: TokensIndex, *, verify: bool) -> IdArray:
+def check_totals(path: Path, entry: Split, headers: Sequence[Header]) -> None:
+    """The index and the headers count the same."""
+    counted = tuple(sum(column) for column in zip(*(header[2:5] for header in headers), strict=True))
+    if counted != (entry.tokens, entry.documents, entry.bytes):
+        stated = (entry.tokens, entry.documents, entry.bytes)
+        raise broken(path, f"it counts {stated} tokens, documents and bytes, the shards {counted}")
+
+
+def open_shard(path: Path, header: Header, index: TokensIndex, *, verify: bool) -> IdArray:
     """Map one shard after comparing its header, its size and (with `verify`) every id."""
-    header = read_header(path)
     if (header.vocab_size, header.tokenizer_sha256) != (index.vocab_size, index.tokenizer_sha256):
         raise broken(path, "its vocabulary or tokenizer is not the one of tokens.json")
     size = path.stat().st_size

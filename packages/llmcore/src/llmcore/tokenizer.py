@@ -216,7 +216,7 @@ def parse_document(document: bytes) -> dict[str, Any]:
         parsed = json.loads(document)
         added = parsed.get("added_tokens") or []
         contents = {str(token["content"]): int(token["id"]) for token in added}
-    except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
+    except (ValueError, OverflowError, RecursionError, AttributeError, TypeError, KeyError) as error:
         raise damaged(f"{type(error).__name__}: {error}") from None
     if not isinstance(parsed.get("model"), dict) or len(set(contents.values())) != len(added):
         raise damaged("it has no model, or two control tokens share an id")

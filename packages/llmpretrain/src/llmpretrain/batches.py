@@ -2,23 +2,33 @@
 
 import numpy as np
 import torch
+from llmcore.errors import DataError
 from llmcore.losses import Batch
 from llmcore.shards import TokenShards
 from llmcore.train.config import TrainConfig
 
 
 class TokenBatches:
-    """Windows of `context` + 1 tokens, every window once per epoch, in an order drawn anew for each epoch."""
+    """Windows of `context` tokens, every window once per epoch, in an order drawn anew for each epoch.
+
+    A window begins with the last token of the one before it, so that every token is a target once.
+    """
 
     def __init__(self, shards: TokenShards, *, context: int, train: TrainConfig) -> None:
         self.shards = shards
         self.context = context
         self.train = train
-        self.windows = max((len(shards) - 1) // context, 1)
+        self.stride = context - 1
+        self.windows = (len(shards) - 1) // self.stride
+        if self.windows < 1:
+            raise DataError(
+                f"the tokens are {len(shards)}, fewer than a context of {context}",
+                hint="give more text, or lower model.context",
+            )
 
     def micro_batches(self, step: int) -> list[Batch]:
         """The micro-batches of one optimizer step."""
-        rows = self.shards.windows(self.starts(step), self.context + 1)
+        rows = self.shards.windows(self.starts(step), self.context)
         size = self.train.rows
         return [window_batch(rows[i : i + size]) for i in range(0, len(rows), size)]
 
@@ -35,9 +45,10 @@ class TokenBatches:
     def epoch_starts(self, epoch: int, places: np.ndarray) -> np.ndarray:
         """Window starts at some places of an epoch's order; each epoch also shifts the grid of windows."""
         random = np.random.default_rng([self.train.seed, epoch])
-        slack = len(self.shards) - 1 - self.windows * self.context
-        shift = int(random.integers(0, max(slack, 0) + 1))
-        return random.permutation(self.windows)[places] * self.context + shift
+        slack = len(self.shards) - 1 - self.windows * self.stride
+        shift = int(random.integers(0, slack + 1))
+        starts: np.ndarray = random.permutation(self.windows)[places] * self.stride + shift
+        return starts
 
 
 def window_batch(rows: np.ndarray) -> Batch:

@@ -53,11 +53,12 @@ def evaluate(
 
     loaded = load_checkpoint(checkpoint)
     folder = Path(data) if data else command.builtin_data("tokens")
-    found = held_out(loaded.model, TokenShards(folder, "valid", tokenizer=loaded.tokenizer), windows=windows)
+    shards = TokenShards(folder, "valid", tokenizer=loaded.tokenizer)
+    found = held_out(loaded.model, shards, loaded.tokenizer, windows=windows)
     if json:
-        print(json_library.dumps(found._asdict()))
+        print(json_library.dumps({**found._asdict(), "bits_per_byte": found.bits_per_byte._asdict()}))
     else:
-        print(f"loss {found.loss:.4f} nats/token · {found.bits_per_byte:.4f} ± {found.half_width:.4f} bits per byte")
+        print(f"loss {found.loss:.4f} nats/token · {found.bits_per_byte} bits per byte")
 
 
 def settings_class() -> type[Config]:

@@ -5,42 +5,42 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from llmcore.losses import next_token_loss
+from llmcore.intervals import Interval, ratio
+from llmcore.losses import token_logprobs
 from llmcore.model.transformer import Transformer
 from llmcore.shards import TokenShards
+from llmcore.tokenizer import Tokenizer
 
-from llmpretrain.batches import window_batch
-
-Z_95 = 1.959964
 ROWS = 16
 
 
 class HeldOut(NamedTuple):
-    """Loss on held-out text, with the half-width of its 95 % interval over windows."""
+    """Loss on held-out text; the interval of its bits per byte is over windows."""
 
     loss: float
     """Nats per token."""
-    bits_per_byte: float
-    """Nats of all tokens / (ln 2 × their text bytes); document ends count neither as nats nor as bytes."""
-    half_width: float
-    """Half of the 95 % interval of bits_per_byte."""
+    bits_per_byte: Interval
+    """Nats / (ln 2 · bytes of text); tokens that stand for no text, as document ends, are in neither."""
+    windows: int
+    """How many windows were scored."""
 
 
-def held_out(model: Transformer, shards: TokenShards, *, windows: int | None = None) -> HeldOut:
-    """Score consecutive windows of the context length, spread evenly over the split (all of them if None)."""
-    length = min(model.config.context, len(shards) - 1)
-    total = max((len(shards) - 1) // length, 1)
-    chosen = np.unique(np.linspace(0, total - 1, min(windows or total, total)).astype(np.int64)) * length
+def held_out(model: Transformer, shards: TokenShards, tokenizer: Tokenizer, *, windows: int | None = None) -> HeldOut:
+    """Score windows of the context length, spread evenly over the split (all of them if None)."""
+    length = min(model.config.context, len(shards))
+    total = max((len(shards) - 1) // (length - 1), 1)
+    chosen = np.unique(np.linspace(0, total - 1, min(windows or total, total)).astype(np.int64)) * (length - 1)
+    lengths = torch.from_numpy(tokenizer.byte_lengths.astype(np.int64))
     device = next(model.parameters()).device
-    nats, tokens = [], 0
+    nats, text_nats, text_bytes = [], [], []
     with torch.inference_mode():
         for i in range(0, len(chosen), ROWS):
-            for row in shards.windows(chosen[i : i + ROWS], length + 1):
-                batch = window_batch(row[None]).to(device)
-                loss = next_token_loss(model, batch)
-                nats.append(float(loss.total))
-                tokens += loss.count
-    bytes_per_token = shards.bytes / max(len(shards) - shards.documents, 1)
-    per_window = np.array(nats) / (length * bytes_per_token * math.log(2))
-    spread = float(per_window.std(ddof=1)) / math.sqrt(len(per_window)) if len(per_window) > 1 else 0.0
-    return HeldOut(sum(nats) / tokens, float(per_window.mean()), Z_95 * spread)
+            ids = torch.from_numpy(shards.windows(chosen[i : i + ROWS], length))
+            losses = -token_logprobs(model, ids.to(device)).cpu().double()  # (B, T-1)
+            sizes = lengths[ids[:, 1:]]
+            nats.append(losses.sum(1))
+            text_nats.append(torch.where(sizes > 0, losses, 0).sum(1))
+            text_bytes.append(sizes.sum(1))
+    loss = float(torch.cat(nats).sum()) / (len(chosen) * (length - 1))
+    bits = torch.cat(text_nats).numpy() / math.log(2)
+    return HeldOut(loss, ratio(bits, torch.cat(text_bytes).numpy()), len(chosen))

@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import torch
 from llmcore.command import builtin_data
-from llmcore.errors import ConfigError
 from llmcore.losses import next_token_loss
 from llmcore.manifest import Manifest, verify_artifact
 from llmcore.model.transformer import Transformer
@@ -29,7 +27,7 @@ def run(
     data = Path(config.inputs.data) if config.inputs.data else builtin_data("tokens")
     tokens = verify_artifact(data, expect="tokens")
     tokenizer = Tokenizer.load(data)
-    config = with_vocabulary(config, tokenizer)
+    config = config.model_copy(update={"model": config.model.with_vocabulary(tokenizer.vocab_size)})
     job = Run(
         out,
         made_by="llmpretrain run",
@@ -46,21 +44,9 @@ def run(
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, Transformer)
-        found = held_out(model, valid, windows=EVAL_WINDOWS)
-        return {"loss": found.loss, "bits_per_byte": found.bits_per_byte}
+        found = held_out(model, valid, tokenizer, windows=EVAL_WINDOWS)
+        return {"loss": found.loss, "bits_per_byte": found.bits_per_byte.value}
 
-    torch.manual_seed(config.train.seed)
-    model = config.model.build()
+    model = config.model.build(seed=config.train.seed)
     fit(model, FromFunction(batches.micro_batches), next_token_loss, config.train, job, evaluate=evaluate)
     return job.finish(model)
-
-
-def with_vocabulary(config: PretrainConfig, tokenizer: Tokenizer) -> PretrainConfig:
-    """The settings with the vocabulary filled in; one that is too small for the tokenizer is refused."""
-    size = config.model.vocab_size or tokenizer.vocab_size
-    if size < tokenizer.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size={size} is smaller than the tokenizer's {tokenizer.vocab_size}",
-            hint="leave model.vocab_size out: it is taken from the tokenizer",
-        )
-    return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": size})})

@@ -161,6 +161,27 @@ class Scores(NamedTuple):
     terms: dict[str, Tensor]  # each (N,), unweighted
     failures: dict[str, str]  # the first reason of each term that could not score something
 
+    def take(self, rows: Tensor) -> "Scores":
+        """Some completions."""
+        return Scores(self.total[rows], {name: values[rows] for name, values in self.terms.items()}, self.failures)
+
+    def join(self, other: "Scores") -> "Scores":
+        """These completions, then those."""
+        terms = {name: torch.cat([values, other.terms[name]]) for name, values in self.terms.items()}
+        return Scores(torch.cat([self.total, other.total]), terms, self.failures | other.failures)
+
+    def metrics(self) -> dict[str, tuple[float, int]]:
+        """The mean reward, each term's mean and deviation, and the share that could not be scored."""
+        figures = {
+            "reward": sum_and_count(self.total),
+            "unscorable": (float(self.total.isnan().sum()), len(self.total)),
+        }
+        for name, values in self.terms.items():
+            known = values[~values.isnan()]
+            figures[f"rewards/{name}/mean"] = sum_and_count(values)
+            figures[f"rewards/{name}/std"] = (float(known.std()) if len(known) > 1 else 0.0, 1)
+        return figures
+
 
 class Rewards:
     """A weighted sum of rewards, which also knows what it was made from."""
@@ -254,7 +275,7 @@ def find_reward(name: str, named: Mapping[str, Reward]) -> Reward:
         ) from None
     if kind is CheckpointReward:
         raise ConfigError("a reward checkpoint is named by its folder", hint="give --reward runs/reward")
-    reward = kind()
+    reward = kind.model_validate({})
     assert isinstance(reward, Reward), f"{kind} is offered as a reward, but is none"
     return reward
 
@@ -348,6 +369,12 @@ def check_scorable(scores: Scores, limit: float) -> None:
 
 
 NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
+
+
+def sum_and_count(values: Tensor) -> tuple[float, int]:
+    """Of what is not NaN."""
+    known = values[~values.isnan()]
+    return float(known.sum()), len(known)
 
 
 def same_number(text: str, answer: str) -> float | None:

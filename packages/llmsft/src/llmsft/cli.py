@@ -70,7 +70,7 @@ def evaluate(
             print(
                 f"{checkpoint}: loss {found.loss:.4f} nats/token (perplexity {found.perplexity:.2f}) · right answers "
                 f"sampled {found.sampled.value:.1%} [{found.sampled.low:.1%}, {found.sampled.high:.1%}], "
-                f"greedy {found.greedy.value:.1%} [{found.greedy.low:.1%}, {found.greedy.high:.1%}] of {found.count}"
+                f"greedy {found.greedy.value:.1%} [{found.greedy.low:.1%}, {found.greedy.high:.1%}] of {found.asked}"
             )
     if json:
         print(json_library.dumps(results))

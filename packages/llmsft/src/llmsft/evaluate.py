@@ -8,6 +8,7 @@ import torch
 from llmcore.chat import render_chat
 from llmcore.generate.engine import generate
 from llmcore.generate.sampling import Sampling
+from llmcore.intervals import Interval, share
 from llmcore.literals import same_literal
 from llmcore.losses import next_token_loss
 from llmcore.model.transformer import Transformer
@@ -16,16 +17,7 @@ from llmcore.tokenizer import Tokenizer
 
 from llmsft.batches import chat_batch, render_rows
 
-Z_95 = 1.959964
 ROWS = 64
-
-
-class Share(NamedTuple):
-    """A share of right answers with its 95 % Wilson interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 class ChatScores(NamedTuple):
@@ -35,11 +27,11 @@ class ChatScores(NamedTuple):
     """Nats per trained token."""
     perplexity: float
     """exp(loss), over all tokens together."""
-    sampled: Share
+    sampled: Interval
     """Share of right answers, one sample each at temperature 1."""
-    greedy: Share
+    greedy: Interval
     """Share of right greedy answers."""
-    count: int
+    asked: int
     """Conversations asked."""
 
 
@@ -89,13 +81,5 @@ def evaluate_chats(
     for temperature in (1.0, 0.0):
         given = answers(model, chats, tokenizer, temperature=temperature, max_new_tokens=max_new_tokens)
         right = sum(is_right(a, chat.messages[-1].content) for a, chat in zip(given, chats, strict=True))
-        shares.append(wilson(right, len(chats)))
+        shares.append(share(right, len(chats)))
     return ChatScores(loss, math.exp(min(loss, 700)), shares[0], shares[1], len(chats))
-
-
-def wilson(right: int, count: int) -> Share:
-    """A share with its 95 % score interval (Wilson, 1927)."""
-    share = right / count
-    centre = (share + Z_95**2 / (2 * count)) / (1 + Z_95**2 / count)
-    half = Z_95 * math.sqrt(share * (1 - share) / count + Z_95**2 / (4 * count**2)) / (1 + Z_95**2 / count)
-    return Share(share, max(centre - half, 0.0), min(centre + half, 1.0))

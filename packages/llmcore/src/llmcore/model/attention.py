@@ -16,10 +16,15 @@ from llmcore.model.norms import RMSNorm
 from llmcore.model.positions import Rotation
 
 # On a CPU, matrix products with a softmax between beat the fused kernel up to some number of keys: it is written
-# for memory, which B·H·T·S scores do not strain while they are short. Measured forward and backward, 2 threads of
-# a Zen 5, 8 rows, 4 heads (2 for keys) of 64; committed, never tuned at run time, so that a resumed run computes
-# what the first one did.
-MATMUL_UP_TO_KEYS = {torch.bfloat16: 1024, torch.float32: 512}
+# for memory, which B·H·T·S scores do not strain while they are short. Milliseconds forward + backward of 2048
+# tokens, 4 heads (2 for keys) of 64, 2 threads of a Zen 5, best of 7 in one process, fused / products:
+#     T                               64          128          256          512         1024
+#     bfloat16                 9.7 / 1.8   11.6 / 2.4   12.3 / 4.1  21.0 / 13.7  30.3 / 28.2
+#     float32, "medium"       16.1 / 2.7   18.0 / 4.0   13.5 / 6.9  23.6 / 25.5  19.6 / 43.5
+#     float32, "highest"       4.6 / 3.6    7.2 / 5.9  11.6 / 12.0  22.5 / 26.9  31.3 / 72.1
+# At 1024 the memory of the scores is not worth 7 %. Committed, never tuned at run time, so that a resumed run
+# computes what the first one did.
+MATMUL_UP_TO_KEYS = {torch.bfloat16: 512, torch.float32: 256}
 
 
 class Around(NamedTuple):
@@ -102,18 +107,21 @@ class Matmul(Backend):
         self, queries: Tensor, keys: Tensor, values: Tensor, *, mask: Mask, scores: Scores
     ) -> tuple[Tensor, Tensor | None]:
         rows, heads, tokens, head_width = queries.shape
-        groups = keys.shape[1]
-        grouped = (queries * scores.scale).reshape(rows, groups, -1, head_width)  # (B, Hkv, G·T, C)
-        similarity = grouped @ keys.transpose(-2, -1)  # (B, Hkv, G·T, S)
+        groups = rows * keys.shape[1]
+        grouped = queries.reshape(groups, -1, head_width)  # (B·Hkv, G·T, C)
+        across = keys.reshape(groups, -1, head_width).transpose(1, 2)  # (B·Hkv, C, S)
+        bias = mask.bias(queries, keys)
         if scores.soft_cap is not None:
-            similarity = scores.soft_cap * torch.tanh(similarity / scores.soft_cap)
-        bias = mask.bias(tokens, similarity.dtype, similarity.device)
-        if bias is not None:
-            bias = bias if bias.dim() == 2 else bias.unsqueeze(1)
-            similarity = (similarity.view(rows, groups, -1, tokens, keys.shape[2]) + bias).view(similarity.shape)
-        weights = F.dropout(torch.softmax(similarity, dim=-1), scores.dropout)
-        mixed = (weights @ values).view(rows, heads, tokens, head_width)
-        return merge_heads(mixed), None
+            similarity = scores.soft_cap * torch.tanh(grouped @ across * (scores.scale / scores.soft_cap))
+            similarity = similarity if bias is None else similarity + bias
+        elif bias is not None:
+            similarity = torch.baddbmm(bias, grouped, across, alpha=scores.scale)  # (B·Hkv, G·T, S)
+        else:
+            similarity = (grouped * scores.scale) @ across
+        weights = torch.softmax(similarity, dim=-1)
+        weights = F.dropout(weights, scores.dropout) if scores.dropout else weights
+        mixed = weights @ values.reshape(groups, -1, head_width)
+        return merge_heads(mixed.view(rows, heads, tokens, head_width)), None
 
 
 class Auto(Backend):
@@ -167,6 +175,8 @@ class GroupedQuery(Attention):
     """Width of a head; none: width / heads."""
     qk_norm: Literal["off", "head", "width"] = "off"
     """RMSNorm of queries and keys before they turn: of each head (Qwen3) or over all of them (OLMo 2)."""
+    qk_norm_eps: PositiveFloat = 1e-5
+    """Added to the mean square in that norm; exported models need the eps of their other norms here."""
     qkv_bias: bool = False
     """Whether queries, keys and values have biases (Qwen2)."""
     out_bias: bool = False
@@ -230,8 +240,8 @@ class GroupedQueryLayer(nn.Module):
         self.scale = config.scale or 1 / math.sqrt(self.head_width)
         if config.qk_norm != "off":
             share = (1, 1) if config.qk_norm == "head" else (config.heads, config.kv_heads)
-            self.query_norm = RMSNorm(eps=1e-6).build(share[0] * self.head_width)
-            self.key_norm = RMSNorm(eps=1e-6).build(share[1] * self.head_width)
+            self.query_norm = RMSNorm(eps=config.qk_norm_eps).build(share[0] * self.head_width)
+            self.key_norm = RMSNorm(eps=config.qk_norm_eps).build(share[1] * self.head_width)
 
     def forward(self, x: Tensor, around: Around) -> Tensor:
         heads, kv_heads = self.config.heads, self.config.kv_heads

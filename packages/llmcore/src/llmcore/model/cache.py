@@ -82,7 +82,7 @@ class Cache:
 
     def select(self, filled: Tensor, rows: Tensor) -> Tensor:
         layers, _, heads, capacity, head_width = filled.shape
-        chosen = filled.new_zeros(layers, len(rows), heads, capacity, head_width)
+        chosen = filled.new_empty(layers, len(rows), heads, capacity, head_width)
         chosen[:, :, :, : self.length] = filled[:, rows, :, : self.length]
         return chosen
 

@@ -69,6 +69,6 @@ class ModelConfig(Config):
 
         if seed is None:
             return Transformer(self)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
             return Transformer(self)

@@ -41,16 +41,19 @@ class Held(Protocol):
 class Linear(nn.Module):
     """`x @ weight.T (+ bias)`: (…, inputs) -> (…, outputs), in the dtype of x."""
 
-    def __init__(self, inputs: int, outputs: int, *, bias: bool = False, residual: bool = False) -> None:
-        """`residual` marks a projection back into the residual stream, which starts smaller."""
+    def __init__(
+        self, inputs: int, outputs: int, *, bias: bool = False, residual: bool = False, std: float | None = None
+    ) -> None:
+        """`residual` marks a projection back into the residual stream, which starts smaller; `std` overrides both."""
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
         self.residual = residual
+        self.std = std
         self.held: Tensor | None = None
 
     def initialise(self, spread: Spread) -> None:
-        nn.init.normal_(self.weight, std=spread.residual if self.residual else spread.std)
+        nn.init.normal_(self.weight, std=self.std or (spread.residual if self.residual else spread.std))
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -117,8 +120,11 @@ def inputs_first(weight: Tensor, dtype: torch.dtype) -> Tensor:
 def initialise(model: nn.Module, *, std: float, depth: int) -> None:
     """Weights ~ N(0, std²), projections into the residual stream divided by √(2·depth): GPT-2, section 2.3.
 
-    Each block adds twice to the stream, so that without the division its variance would grow with depth.
+    Each block adds twice to the stream, so that without the division its variance would grow with depth. A model
+    on the meta device has no weights to set.
     """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return
     for module in model.modules():
         if isinstance(module, Initialised):
             module.initialise(Spread(std, std / math.sqrt(2 * depth)))

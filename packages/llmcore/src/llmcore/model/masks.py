@@ -1,6 +1,6 @@
 """Which keys each query may see: causal, window and sinks, padding, documents of a packed row."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,18 +15,26 @@ class Mask:
 
     causal: bool
     allowed: Tensor | None
-    additive: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
+    additive: Tensor | None = None
 
-    def bias(self, queries: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        """What is added to the scores: 0 where allowed, else -inf; (T, T) or (B or 1, 1, T, S)."""
+    def bias(self, queries: Tensor, keys: Tensor) -> Tensor | None:
+        """What is added to scores (B·Hkv, G·T, S) of queries (B, H, T, C): 0 where allowed, else -inf.
+
+        None where nothing is hidden; (G·T, S) where all rows hide the same. Made by the first layer that asks.
+        """
         if self.allowed is None and not self.causal:
             return None
-        key = (queries, dtype)
-        if key not in self.additive:
-            allowed = self.tensor(queries, device)
-            bias = torch.zeros(allowed.shape, dtype=dtype, device=device)
-            self.additive[key] = bias.masked_fill_(~allowed, float("-inf"))
-        return self.additive[key]
+        if self.additive is None or self.additive.dtype != queries.dtype:
+            allowed = self.tensor(queries.shape[2], queries.device)
+            bias = torch.zeros(allowed.shape, dtype=queries.dtype, device=queries.device)
+            bias = bias.masked_fill_(~allowed, float("-inf"))
+            rows, group = keys.shape[:2], queries.shape[1] // keys.shape[1]
+            if allowed.dim() == 4 and allowed.shape[0] > 1:
+                bias = bias.unsqueeze(1).expand(*rows, group, -1, -1).flatten(2, 3).flatten(0, 1)
+            else:
+                bias = bias.view(allowed.shape[-2:]).repeat(group, 1)
+            self.additive = bias
+        return self.additive
 
     def tensor(self, queries: int, device: torch.device) -> Tensor:
         """The mask as a tensor, where it has one or is causal."""

@@ -116,8 +116,11 @@ class NTK(Scaling):
     """How many times longer the context becomes."""
 
     def frequencies(self, base: float, head_width: int) -> Tensor:
-        stretch: float = self.factor ** (head_width / max(head_width - 2, 1))
-        return rotary_frequencies(base * stretch, head_width)
+        return rotary_frequencies(base * self.stretch(head_width), head_width)
+
+    def stretch(self, head_width: int) -> float:
+        """What the base is multiplied with."""
+        return float(self.factor ** (head_width / max(head_width - 2, 1)))
 
 
 class YaRN(Scaling):

@@ -34,11 +34,6 @@ class Transformer(nn.Module):
         self.final_norm = nn.Identity() if config.layout == "post" else config.norm.build(config.width)
         self.head = build_head(config)
         initialise(self, std=config.initial_std, depth=config.depth)
-        if config.head == "scalar":
-            assert self.head is not None
-            # Scores near 0 (about 1/√width), so that preference losses start at ln 2 and values at 0; smaller than
-            # the 1/√(width + 1) of Stiennon et al. (2020), whose first scores already differ by about 1.
-            nn.init.normal_(self.head.weight, std=1 / (config.width + 1))
 
     def forward(
         self,
@@ -177,7 +172,9 @@ BLOCKS: dict[str, type[PreNorm]] = {"pre": PreNorm, "post": PostNorm, "reordered
 def build_head(config: ModelConfig) -> Linear | None:
     """The head's own projection; None where the embedding table serves."""
     if config.head == "scalar":
-        return Linear(config.width, 1)
+        # Scores near 0 (about 1/√width), so that preference losses start at ln 2 and values at 0; smaller than the
+        # 1/√(width + 1) of Stiennon et al. (2020), with which first scores already differ by about 1.
+        return Linear(config.width, 1, std=1 / (config.width + 1))
     assert config.vocab_size is not None
     return None if config.tie_embeddings else Linear(config.width, config.vocab_size)
 

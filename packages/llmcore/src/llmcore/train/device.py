@@ -1,9 +1,8 @@
 """Which device and precision to train on, and why: resolved once, saved with the run, reused when it goes on."""
 
 import platform
-from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -89,11 +88,15 @@ def cpu_flags() -> frozenset[str]:
 def place(model: nn.Module, placement: Placement) -> None:
     """Move a model to its device and set the precision of the activations of every part that has one."""
     model.to(placement.device)
-    for module in model.modules():
-        if hasattr(module, "activation_dtype"):
-            module.activation_dtype = placement.dtype
+    for module in precise_modules(model):
+        module.activation_dtype = placement.dtype  # type: ignore[assignment]
     if placement.device.type == "cpu":
         use_fast_fp32()
+
+
+def precise_modules(model: nn.Module) -> list[nn.Module]:
+    """The parts of a model whose precision can be set; in a model of somebody else's, there may be none."""
+    return [module for module in model.modules() if hasattr(module, "activation_dtype")]
 
 
 def use_fast_fp32() -> None:
@@ -112,13 +115,15 @@ def to_device(batch: T, device: torch.device) -> T:
     """A batch on a device: a tensor, anything with a `to`, or (named) tuples, lists and dicts of these."""
     if isinstance(batch, Tensor) or callable(getattr(batch, "to", None)):
         return batch.to(device)  # type: ignore[attr-defined, no-any-return]
-    if isinstance(batch, Mapping):
-        return type(batch)({key: to_device(value, device) for key, value in batch.items()})  # type: ignore[call-arg]
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(value, device) for value in batch))
-    if isinstance(batch, tuple | list):
-        return type(batch)(to_device(value, device) for value in batch)  # type: ignore[return-value]
-    return batch
+    if isinstance(batch, dict):
+        moved: Any = {key: to_device(value, device) for key, value in batch.items()}
+    elif isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        moved = type(batch)(*(to_device(value, device) for value in batch))
+    elif isinstance(batch, tuple | list):
+        moved = type(batch)(to_device(value, device) for value in batch)
+    else:
+        moved = batch
+    return cast(T, moved)
 
 
 def environment(placement: Placement) -> dict[str, str]:

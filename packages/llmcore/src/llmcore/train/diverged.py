@@ -14,7 +14,7 @@ from llmcore.errors import TrainingError
 from llmcore.storage import commit_directory, remove_durably
 
 
-class NotFinite(TrainingError):
+class NotFiniteError(TrainingError):
     """A step that must not be taken; the weights are those of the step before."""
 
     def __init__(self, *, losses: Sequence[float], grad_norm: float) -> None:
@@ -25,7 +25,7 @@ class NotFinite(TrainingError):
 
 
 def diverged(
-    error: NotFinite, folder: Path, *, model: nn.Module, micro_batches: Sequence[object], facts: Mapping[str, Any]
+    error: NotFiniteError, folder: Path, *, model: nn.Module, micro_batches: Sequence[object], facts: Mapping[str, Any]
 ) -> TrainingError:
     """Dump the step below `folder` and return the error that ends the run."""
     path = folder / f"step-{facts['step']}"
@@ -38,7 +38,7 @@ def diverged(
 
 
 def dump(
-    path: Path, error: NotFinite, *, model: nn.Module, micro_batches: Sequence[object], facts: Mapping[str, Any]
+    path: Path, error: NotFiniteError, *, model: nn.Module, micro_batches: Sequence[object], facts: Mapping[str, Any]
 ) -> None:
     """Write the batches, the terms of the loss and the norm of each gradient."""
     if path.exists():

@@ -7,7 +7,6 @@ a source that samples from the live model right before it yields is on-policy.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -21,8 +20,9 @@ from llmcore.losses import Loss
 from llmcore.model.transformer import take_aux_losses
 from llmcore.train.config import TrainConfig
 from llmcore.train.device import to_device
-from llmcore.train.diverged import NotFinite
+from llmcore.train.diverged import NotFiniteError
 from llmcore.train.optim import set_rate
+from llmcore.train.seeds import step_seed
 from llmcore.train.source import Source
 
 if TYPE_CHECKING:
@@ -54,14 +54,13 @@ def fit(
         if session.step and due(session.step, config.eval_every, config):
             session.evaluate(evaluate)  # the run was stopped before it could
         while session.goes_on():
+            lr = config.lr * factor(session.step)
             set_rate(optimizer, factor(session.step))
             micro_batches = next(steps)
             torch.manual_seed(step_seed(config.seed, session.step))
-            with session.step_guard(micro_batches):
-                result = train_step(
-                    model, optimizer, micro_batches, loss_fn, clip=config.clip, device=session.device
-                )
-            session.advance(result, lr=config.lr * factor(session.step))
+            with session.step_guard(micro_batches, lr=lr):
+                result = train_step(model, optimizer, micro_batches, loss_fn, clip=config.clip, device=session.device)
+            session.advance(result, lr=lr)
             if due(session.step, config.eval_every, config):
                 session.evaluate(evaluate)
             if due(session.step, config.save_every, config):
@@ -76,7 +75,7 @@ class StepResult(NamedTuple):
     """Mean loss per item."""
     grad_norm: float
     """Norm of the mean gradient, before clipping."""
-    count: int
+    items: int
     """Items the loss was taken over."""
     tokens: int
     """Tokens in the batches; items, where a batch has no ids."""
@@ -95,7 +94,7 @@ def train_step(
 ) -> StepResult:
     """One update from the gradient of the mean loss over all micro-batches.
 
-    Raises NotFinite, without an update, if a loss or the gradient is not finite.
+    Raises NotFiniteError, without an update, if a loss or the gradient is not finite.
     """
     device = torch.device(device)
     optimizer.zero_grad(set_to_none=True)
@@ -108,9 +107,7 @@ def train_step(
         auxiliary = take_aux_losses(model)
         if auxiliary is not None:  # a mean per item: weighted so that the division below leaves it one
             add_metric(sums, "aux_loss", float(auxiliary.detach()) * loss.count, loss.count)
-            (loss.total + auxiliary * loss.count).backward()
-        else:
-            loss.total.backward()
+        torch.autograd.backward(loss.total if auxiliary is None else loss.total + auxiliary * loss.count)
         totals.append(loss.total.detach())
         count += loss.count
         tokens += tokens_in(batch, loss.count)
@@ -122,16 +119,11 @@ def train_step(
     norm = get_total_norm(grads) / count
     *losses, grad_norm = torch.stack([*(t.float() for t in totals), norm.float()]).tolist()
     if not all(map(math.isfinite, (*losses, grad_norm))):
-        raise NotFinite(losses=losses, grad_norm=grad_norm)
+        raise NotFiniteError(losses=losses, grad_norm=grad_norm)
     torch._foreach_mul_(grads, min(1.0, clip / (grad_norm + 1e-6)) / count)
     optimizer.step()
     means = {name: total / items for name, (total, items) in sums.items() if items}
     return StepResult(math.fsum(losses) / count, grad_norm, count, tokens, means)
-
-
-def step_seed(seed: int, step: int) -> int:
-    """The seed of all randomness inside one step."""
-    return int.from_bytes(hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8).digest()) >> 1
 
 
 def due(step: int, every: int, config: TrainConfig) -> bool:

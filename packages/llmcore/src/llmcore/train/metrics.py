@@ -1,11 +1,13 @@
 """What a run measured: `metrics.jsonl` is the truth, one JSON object a step; TensorBoard shows the same."""
 
+import errno
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmcore.errors import ArtifactError
 from llmcore.storage import disk_error, sync_folder
@@ -20,12 +22,12 @@ class MetricsFile:
         """Open for steps after `start`."""
         self.path = path
         rows, self.abandoned = kept_rows(path, start)
-        self.last: dict[str, float | int | None] = dict(rows[-1]) if rows else {}
-        self.end = sum(len(encode(row)) for row in rows[:-1])
+        self.last: dict[str, float | int | None] = dict(rows[-1].figures) if rows else {}
+        self.end = rows[-1].offset if rows else 0
         try:
             self.file = path.open("r+b" if path.exists() else "w+b", buffering=0)
-            self.file.truncate(self.end)
             self.write(self.last)
+            self.file.truncate(self.end + (len(encode(self.last)) if self.last else 0))
             self.sync()
             sync_folder(path.parent)
         except OSError as error:
@@ -50,7 +52,7 @@ class MetricsFile:
         try:
             written = os.pwrite(self.file.fileno(), line, self.end)
             if written != len(line):
-                raise OSError(28, os.strerror(28))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise disk_error(self.path, error) from error
 
@@ -68,27 +70,44 @@ class MetricsFile:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Every line of a metrics file."""
-    return kept_rows(path, None)[0]
+    return [line.figures for line in kept_rows(path, None)[0]]
 
 
-def kept_rows(path: Path, start: int | None) -> tuple[list[dict[str, Any]], int | None]:
-    """(the lines up to step `start`, the last step beyond it, which a run that died had reached)."""
-    if not path.exists():
-        return [], None
-    rows: list[dict[str, Any]] = []
+class Line(NamedTuple):
+    """One line of a metrics file and where it begins."""
+
+    offset: int
+    figures: dict[str, Any]
+
+
+def kept_rows(path: Path, start: int | None) -> tuple[list[Line], int | None]:
+    """(the lines up to step `start`, the last step beyond it, which a start that died had reached)."""
+    rows: list[Line] = []
     beyond: int | None = None
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is half a line, or nothing
-        try:
-            row = json.loads(line)
-            step = int(row["step"])
-        except (ValueError, TypeError, KeyError, RecursionError):
-            raise ArtifactError(f"{path}:{number}: not a line of metrics", hint="remove that line") from None
-        if start is None or step <= start:
-            rows.append(row)
+    damaged: int | None = None
+    offset = 0
+    content = path.read_bytes() if path.exists() else b""
+    for number, line in enumerate(content.split(b"\n")[:-1], 1):  # behind the last newline is half a line, or nothing
+        row = parse_row(line)
+        if row is None:
+            damaged = damaged or number
+        elif start is not None and row["step"] > start:
+            beyond = row["step"]
+        elif damaged is not None:  # at the end it is what a power failure left; before a line to keep, it is a loss
+            raise ArtifactError(f"{path}:{damaged}: not a line of metrics", hint="remove that line")
         else:
-            beyond = step
+            rows.append(Line(offset, row))
+        offset += len(line) + 1
     return rows, beyond
+
+
+def parse_row(line: bytes) -> dict[str, Any] | None:
+    """The figures of one line, or None if it is damaged."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def encode(row: Row) -> bytes:
@@ -102,15 +121,16 @@ class TensorBoard:
 
     def __init__(self, folder: Path, *, start: int) -> None:
         # 0.15 s after torch, against seconds for anything that would look for TensorFlow.
-        from tensorboard.compat.proto.event_pb2 import SessionLog
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboard.compat.proto.event_pb2 import SessionLog  # type: ignore[import-untyped]
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter  # type: ignore[import-untyped]
 
+        purge = folder.is_dir() and any(folder.iterdir())
         self.writer = EventFileWriter(str(folder))
-        if start:
+        if purge:
             self.add_event(start + 1, session_log=SessionLog(status=SessionLog.START))
 
     def add(self, row: Row) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 
         values = [
             Summary.Value(tag=tag(name), simple_value=value)
@@ -120,8 +140,6 @@ class TensorBoard:
         self.add_event(int(row["step"] or 0), summary=Summary(value=values))
 
     def add_event(self, step: int, **content: Any) -> None:
-        import time
-
         from tensorboard.compat.proto.event_pb2 import Event
 
         self.writer.add_event(Event(wall_time=time.time(), step=step, **content))

@@ -41,12 +41,12 @@ class AdamW(Optimizer):
     """Decay per unit of rate; norms, biases and embeddings have none."""
 
     def build(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-        import torch
+        from llmcore.train.adamw import QuickAdamW
 
         groups = parameter_groups(model)
         parameters = [*groups.decayed.values(), *groups.kept.values()]
         fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "mps") for p in parameters)
-        optimizer = torch.optim.AdamW(
+        optimizer = QuickAdamW(
             [
                 {"params": list(groups.decayed.values()), "weight_decay": self.weight_decay},
                 {"params": list(groups.kept.values()), "weight_decay": 0.0},
@@ -82,11 +82,13 @@ def parameter_groups(model: nn.Module) -> ParameterGroups:
     return groups
 
 
-def embedding_weights(model: nn.Module) -> Iterator[nn.Parameter]:
+def embedding_weights(model: nn.Module) -> Iterator[torch.Tensor]:
     from torch import nn
 
+    from llmcore.model.linear import Embedding
+
     for module in model.modules():
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag | Embedding):
             yield module.weight
 
 

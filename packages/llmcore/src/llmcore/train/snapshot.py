@@ -178,8 +178,8 @@ def restore_optimizer(
         saved.setdefault(name, {})[key] = tensor
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     wanted = {name for name, parameter in by_name.items() if id(parameter) in trained}
-    if saved:  # at step 0 there is no state yet
-        check_names(path / "optimizer.safetensors", wanted=wanted, found=saved.keys())
+    # At step 0, and of parameters that never had a gradient, there is no state.
+    check_names(path / "optimizer.safetensors", wanted=wanted & saved.keys(), found=saved.keys())
     packed = optimizer.state_dict()
     names = {id(parameter): name for name, parameter in by_name.items()}
     order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]

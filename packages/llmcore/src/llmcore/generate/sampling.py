@@ -1,0 +1,109 @@
+"""How the next token is chosen from the model's scores."""
+
+import math
+from typing import Annotated
+
+import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from torch import Tensor
+
+from llmcore.config import Config
+from llmcore.generate.penalties import Usage
+
+SMALLEST_TEMPERATURE = 0.001
+
+
+class Sampling(Config):
+    """Settings of generation; the default samples from the model's own distribution."""
+
+    max_new_tokens: PositiveInt = 128
+    """Stop after this many tokens."""
+    temperature: NonNegativeFloat = 1.0
+    """Scores are divided by this; 0 always takes the best token."""
+    top_k: NonNegativeInt = 0
+    """Choose among this many best tokens; 0: all."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Choose among the fewest best tokens that together have this probability."""
+    min_p: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Leave out tokens less probable than this share of the best token's probability."""
+    repetition_penalty: PositiveFloat = 1.0
+    """Above 1: tokens of the prompt and the text so far lose, by division of positive scores."""
+    presence_penalty: float = 0.0
+    """Subtracted from the score of each token that was generated before."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's score for each time it was generated before."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Texts that end a sequence."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """The same seed gives the same sequences."""
+
+    @field_validator("temperature")
+    @classmethod
+    def not_nearly_zero(cls, value: float) -> float:
+        if 0 < value < SMALLEST_TEMPERATURE:
+            raise ValueError(f"must be 0 (greedy) or at least {SMALLEST_TEMPERATURE}")
+        return value
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    @property
+    def penalises(self) -> bool:
+        """Whether earlier tokens change later scores."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+
+def choose_tokens(
+    scores: Tensor, sampling: Sampling, *, noise: Tensor | None, usage: Usage | None = None
+) -> tuple[Tensor, Tensor]:
+    """(B, V) float32 scores -> (B,) tokens and (B,) their log-probabilities.
+
+    The best of scores / temperature + Gumbel noise (B, V) is a sample of the softmax: no sum, no division, no search.
+    The log-probabilities are the model's own at the temperature, as `token_logprobs` gives them: penalties and
+    truncation change which token is chosen, but not what is reported of it. Greedy ones are at temperature 1.
+    """
+    scaled = scores if sampling.temperature in (0.0, 1.0) else scores * (1.0 / sampling.temperature)
+    steered = scaled
+    if usage is not None:
+        steered = usage.penalise(
+            scores,
+            repetition=sampling.repetition_penalty,
+            presence=sampling.presence_penalty,
+            frequency=sampling.frequency_penalty,
+        )
+        steered = steered if sampling.greedy else steered * (1.0 / sampling.temperature)
+    if noise is not None:
+        steered = truncate(steered, sampling) + noise
+    tokens = steered.argmax(-1)
+    return tokens, scaled.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - scaled.logsumexp(-1)
+
+
+def truncate(scores: Tensor, sampling: Sampling) -> Tensor:
+    """(B, V) -> (B, V) with -inf where top-k, then top-p, then min-p leave a token out; the best one always stays."""
+    if 0 < sampling.top_k < scores.shape[-1]:
+        scores = keep_best(scores, sampling.top_k)
+    if sampling.top_p < 1.0:
+        scores = keep_nucleus(scores, sampling.top_p)
+    if sampling.min_p > 0.0:
+        scores = below_to_nothing(scores, scores.amax(-1, keepdim=True) + math.log(sampling.min_p))
+    return scores
+
+
+def keep_best(scores: Tensor, count: int) -> Tensor:
+    """The `count` best of each row; more only where scores tie with the last of them."""
+    return below_to_nothing(scores, scores.topk(count, sorted=False).values.amin(-1, keepdim=True))
+
+
+def keep_nucleus(scores: Tensor, share: float) -> Tensor:
+    """The fewest best tokens whose probabilities reach `share` (Holtzman et al. 2020); ties with the last stay too."""
+    ordered = scores.sort(-1, descending=True).values
+    shares = ordered.softmax(-1)
+    before = shares.cumsum(-1) - shares
+    before[:, 0] = 0.0  # the best token stays, however the sum was rounded
+    last = (before < share).sum(-1, keepdim=True) - 1
+    return below_to_nothing(scores, ordered.gather(-1, last))
+
+
+def below_to_nothing(scores: Tensor, threshold: Tensor) -> Tensor:
+    return torch.where(scores < threshold, float("-inf"), scores)

@@ -1,0 +1,41 @@
+"""Qwen 2 (queries, keys and values have biases) and Qwen 3 (queries and keys are normalised in each head)."""
+
+from llmcore.huggingface.decoder import (
+    PARTS,
+    Defaults,
+    Traits,
+    decoder_rules,
+    read_decoder,
+    read_window,
+    write_decoder,
+    write_gated,
+    write_window,
+)
+from llmcore.huggingface.family import Family
+from llmcore.huggingface.settings import Json, Settings
+from llmcore.model.attention import GroupedQuery
+from llmcore.model.config import ModelConfig
+
+
+def read_qwen2(hf: Settings) -> ModelConfig:
+    defaults = Defaults(context=32_768, kv_heads=32)
+    return read_decoder(hf, defaults, Traits(qkv_bias=True, window=read_window(hf)))
+
+
+def write_qwen2(config: ModelConfig) -> Json:
+    return {**write_decoder(config), **write_gated(config), **write_window(config)}
+
+
+def read_qwen3(hf: Settings) -> ModelConfig:
+    bias = hf.flag("attention_bias", False)
+    defaults = Defaults(context=32_768, kv_heads=32, head_width=128)
+    return read_decoder(hf, defaults, Traits(qkv_bias=bias, out_bias=bias, qk_norm="head", window=read_window(hf)))
+
+
+def write_qwen3(config: ModelConfig) -> Json:
+    assert isinstance(config.attention, GroupedQuery)
+    return {**write_qwen2(config), "attention_bias": config.attention.qkv_bias}
+
+
+QWEN2 = Family("qwen2", "Qwen2", PARTS, read=read_qwen2, write=write_qwen2, rules=decoder_rules)
+QWEN3 = Family("qwen3", "Qwen3", PARTS, read=read_qwen3, write=write_qwen3, rules=decoder_rules)

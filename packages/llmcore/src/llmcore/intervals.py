@@ -1,0 +1,45 @@
+"""95 % intervals of the figures we report: shares, means, ratios of sums."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+Z_95 = 1.959964
+
+
+class Interval(NamedTuple):
+    """An estimate with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+def share(right: float, count: int) -> Interval:
+    """A share of `count` with its score interval (Wilson, 1927), which stays inside [0, 1]."""
+    value = right / count
+    centre = (value + Z_95**2 / (2 * count)) / (1 + Z_95**2 / count)
+    half = Z_95 * math.sqrt(value * (1 - value) / count + Z_95**2 / (4 * count**2)) / (1 + Z_95**2 / count)
+    return Interval(value, max(centre - half, 0.0), min(centre + half, 1.0))
+
+
+def mean(values: ArrayLike) -> Interval:
+    """The mean of independent values, by the normal approximation; infinite for a single one."""
+    array = np.asarray(values, dtype=np.float64)
+    centre = float(array.mean())
+    half = Z_95 * float(array.std(ddof=1)) / math.sqrt(len(array)) if len(array) > 1 else math.inf
+    return Interval(centre, centre - half, centre + half)
+
+
+def ratio(above: ArrayLike, below: ArrayLike) -> Interval:
+    """Σ above / Σ below over independent pairs (delta method; Cochran 1977, §6.4)."""
+    numerator, denominator = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
+    value = float(numerator.sum() / denominator.sum())
+    spread = mean(numerator - value * denominator)
+    half = (spread.high - spread.value) / float(denominator.mean())
+    return Interval(value, value - half, value + half)

@@ -1,0 +1,275 @@
+"""The output folder of a run: what it goes on from, and the artifact it becomes.
+
+out/
+├── manifest.json …   the artifact, when the run is finished
+└── run/              private to the run
+    ├── run.json      what must agree before it goes on
+    ├── metrics.jsonl
+    ├── tensorboard/
+    ├── checkpoints/  step-00000400/ …, each resumable
+    └── nan-dump/     the step that ended it, if one did
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from llmcore.config import Config
+from llmcore.errors import ArtifactError, ConfigError
+from llmcore.extensions import needs_of
+from llmcore.manifest import NAME as MANIFEST
+from llmcore.manifest import Manifest, read_manifest, write_manifest
+from llmcore.storage import lock_directory, remove_durably, remove_leftovers, write_durably
+from llmcore.tokenizer import Tokenizer
+from llmcore.train import identity
+from llmcore.train.config import TrainConfig
+from llmcore.train.describe import end_figures, end_places
+from llmcore.train.device import Placement, resolve
+from llmcore.train.identity import Identity, check_same_run, identity_of, read_identity
+from llmcore.train.session import Session
+from llmcore.train.snapshot import Progress, Snapshot, latest_intact, load_snapshot, snapshot_paths, step_name
+from llmcore.train.view import choose_view
+
+
+class Run:
+    """A folder that one process at a time trains in, and that the same command goes on in."""
+
+    def __init__(
+        self,
+        out: Path | str,
+        *,
+        made_by: str,
+        config: Config,
+        parents: Mapping[str, Manifest] | None = None,
+        tokenizer: Tokenizer | None = None,
+        resume: str = "auto",
+        quiet: bool = False,
+        json: bool = False,
+        facts: Mapping[str, str] | None = None,
+        next_commands: Sequence[str] = (),
+    ) -> None:
+        """Take the folder `out`, new or of this same run; `facts` join the start panel, `next_commands` the end."""
+        self.out, self.made_by, self.config = Path(out), made_by, config
+        self.parents, self.tokenizer = dict(parents or {}), tokenizer
+        self.json, self.facts, self.next_commands = json, dict(facts or {}), tuple(next_commands)
+        self.folder = self.out / "run"
+        self.snapshots = self.folder / "checkpoints"
+        self.metrics_path = self.folder / "metrics.jsonl"
+        self.identity_path = self.folder / identity.NAME
+        self.view = choose_view(quiet=quiet)
+        self.figures: dict[str, float] = {}
+        self.progress = Progress()
+        self.environment: dict[str, str] = {}
+        self.peak = 0
+        self.held = contextlib.ExitStack()
+        self.resume = check_resume(resume)
+        check_ours(self.out, self.folder)
+        self.agree()  # before the lock, so that a refusal leaves another run's folder as it is
+        self.held.enter_context(lock_directory(self.folder))
+        try:
+            self.identity = self.agree()
+            for folder in (self.out, self.folder, self.snapshots):
+                remove_leftovers(folder)
+            self.complete = self.finished()
+        except BaseException:
+            self.close()
+            raise
+
+    def agree(self) -> Identity:
+        """The identity of this run, compared with what the folder holds."""
+        wanted = identity_of(made_by=self.made_by, config=self.config, parents=self.parents)
+        steps = snapshot_paths(self.snapshots)
+        started = bool(steps) or (self.out / MANIFEST).exists()
+        if self.resume == "never" and started:
+            raise ConfigError(f"{self.out} holds a run already", hint="choose another --out, or --resume auto")
+        if not started:
+            return wanted
+        found = read_identity(self.identity_path)
+        check_same_run(self.out, found=found, wanted=wanted, config=self.config)
+        return wanted.model_copy(
+            update={"device": found.device, "dtype": found.dtype, "environment": found.environment}
+        )
+
+    def finished(self) -> Manifest | None:
+        """The manifest of the artifact, if the run is finished; a step to go back to makes it unfinished again."""
+        if not (self.out / MANIFEST).exists():
+            return None
+        if self.resume.isdecimal():
+            self.load()
+            remove_durably(self.out / MANIFEST)
+            return None
+        return read_manifest(self.out)
+
+    def session(self, model: nn.Module, config: TrainConfig) -> Session:
+        """Start or go on: used by `fit`."""
+        try:
+            return Session(self, model, config)
+        except BaseException:
+            self.close()
+            raise
+
+    def resolve(self, config: TrainConfig) -> Placement:
+        """Device and dtype: what `auto` meant when the run started, or means now."""
+        device = self.identity.device if config.device == "auto" and self.identity.device else config.device
+        dtype = self.identity.dtype if config.dtype == "auto" and self.identity.dtype else config.dtype
+        placement = resolve(device, dtype)
+        if (device, dtype) == (config.device, config.dtype):
+            return placement
+        return placement._replace(reason=placement.reason.replace("as set", "as the run started"))
+
+    def load(self) -> Snapshot | None:
+        """The snapshot to go on from; a damaged one is an error that names the last good one."""
+        paths = snapshot_paths(self.snapshots)
+        step = self.step_to_resume(paths)
+        if step is None:
+            return None
+        try:
+            snapshot = load_snapshot(paths[step])
+        except ArtifactError as error:
+            del paths[step]
+            good = latest_intact(paths)
+            advice = (
+                f"go on from the last good one with --resume {good}" if good is not None else "choose another --out"
+            )
+            raise ArtifactError(f"{error.message}", hint=advice) from None
+        for later in (path for other, path in paths.items() if other > step):
+            remove_durably(later)
+        return snapshot
+
+    def step_to_resume(self, paths: Mapping[int, Path]) -> int | None:
+        """The newest step, or the one asked for."""
+        if not self.resume.isdecimal():
+            return max(paths, default=None)
+        if int(self.resume) not in paths:
+            there = ", ".join(map(str, paths)) or "none"
+            raise ConfigError(f"--resume {self.resume}: {self.out} has no such step (there are: {there})")
+        return int(self.resume)
+
+    def begin(self, environment: Mapping[str, str]) -> None:
+        """Note what this run is, before its first step."""
+        for name, value in self.identity.environment.items():
+            if environment.get(name, value) != value:
+                self.view.say(
+                    f"warning: {name} is {environment[name]!r}, the run started with {value!r}: bits may differ"
+                )
+        self.environment = dict(environment)
+        update = {
+            "device": self.identity.device or environment["device"],
+            "dtype": self.identity.dtype or environment["dtype"],
+            "environment": dict(self.identity.environment or environment),
+        }
+        self.identity = self.identity.model_copy(update=update)
+        write_durably(self.identity_path, self.identity.model_dump_json(indent=1).encode())
+
+    def note(self, progress: Progress, last: Mapping[str, Any], *, peak: int) -> None:
+        """Remember the last line of metrics for the manifest."""
+        self.progress, self.peak = progress, peak
+        self.figures = {name: value for name, value in last.items() if isinstance(value, int | float)}
+
+    def snapshot_path(self, step: int) -> Path:
+        return self.snapshots / step_name(step)
+
+    def finish(
+        self,
+        model: nn.Module,
+        *,
+        kind: str = "policy",
+        metrics: Mapping[str, float] | None = None,
+        counts: Mapping[str, int] | None = None,
+        extra_files: Mapping[str, bytes] | None = None,
+    ) -> Manifest:
+        """Write the artifact: the model, its tokenizer, `extra_files`, and the manifest last.
+
+        A finished run is left as it is.
+        """
+        if self.complete is None:
+            self.complete = self.write_artifact(
+                model, kind=kind, metrics=metrics or {}, counts=counts or {}, extra_files=extra_files or {}
+            )
+            self.view.end(
+                end_figures(self.complete, self.progress, peak=self.peak),
+                end_places(self.out, self.metrics_path, self.next_commands),
+            )
+        else:
+            self.view.say(f"{self.out} is complete already: nothing to do")
+        if self.json:
+            print(self.complete.model_dump_json(), flush=True)
+        self.close()
+        return self.complete
+
+    def write_artifact(
+        self,
+        model: nn.Module,
+        *,
+        kind: str,
+        metrics: Mapping[str, float],
+        counts: Mapping[str, int],
+        extra_files: Mapping[str, bytes],
+    ) -> Manifest:
+        from llmcore.checkpoint import model_tensors, save_model, save_tensors
+        from llmcore.model.transformer import Transformer
+
+        if isinstance(model, Transformer) and self.tokenizer is not None:
+            files = save_model(self.out, model, self.tokenizer)
+            needs = needs_of(model.config)  # what loading needs: not the parts that only training used
+        else:
+            needs = needs_of(self.config)
+            save_tensors(self.out / "model.safetensors", model_tensors(model))
+            files = ["model.safetensors"]
+        for name, data in extra_files.items():
+            write_durably(self.out / name, data)
+        timeless = {n: v for n, v in self.figures.items() if n not in ("step", "tokens", "seconds", "tokens_per_s")}
+        return write_manifest(
+            self.out,
+            kind=kind,
+            made_by=self.made_by,
+            config=self.config,
+            parents=self.parents,
+            needs=needs,
+            metrics=timeless | dict(metrics),
+            counts={"steps": self.progress.step, "tokens": self.progress.tokens, **counts},
+            environment=self.environment,
+            files=[*files, *extra_files],
+        )
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self.held.close()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def check_resume(resume: str) -> str:
+    if resume not in ("auto", "never") and not resume.isdecimal():
+        raise ConfigError(f"--resume {resume!r} is none of auto, never, or the number of a saved step")
+    return resume
+
+
+def check_ours(out: Path, folder: Path) -> None:
+    """Refuse, without touching it, a folder that holds anything but a run."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise ConfigError(f"{str(out)!r} is a file, not a folder", hint="choose another --out")
+    if (folder / identity.NAME).exists():
+        return
+    foreign = [path.name for path in out.iterdir() if path.name != "run" and not path.name.startswith(".tmp-")]
+    inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    foreign += [f"run/{name}" for name in inside if name != ".lock" and not name.startswith(".tmp-")]
+    if foreign:
+        raise ConfigError(
+            f"{out} holds something that is no run of ours ({', '.join(sorted(foreign)[:3])})",
+            hint="choose another --out; nothing was changed",
+        )

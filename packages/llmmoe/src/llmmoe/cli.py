@@ -1,0 +1,82 @@
+"""The command line of llmmoe."""
+
+import json as json_library
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from llmcore import command
+from llmcore.command import JsonOption
+from llmcore.errors import ArtifactError, DataError
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from llmcore.shards import TokenShards
+    from torch import Tensor
+
+ROWS = 16
+"""Windows in one forward."""
+
+app = command.new_app("Mixtures of experts: which experts serve. Pretrain one with model.feedforward.kind=moe.")
+
+
+@app.callback()
+def commands() -> None:
+    """A command group even while there is one command."""
+
+
+@app.command()
+def usage(
+    checkpoint: Annotated[Path, typer.Argument(metavar="DIR", help="A policy or reward with experts.")],
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Tokens, as llmdata tokens makes them.")],
+    split: Annotated[str, typer.Option("--split", help="Which split of the tokens.")] = "valid",
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="At most this many tokens.")] = 65_536,
+    json: JsonOption = False,
+) -> None:
+    """Print the share of tokens that each expert serves, for each layer."""
+    from llmcore.checkpoint import load_checkpoint
+    from llmcore.shards import TokenShards
+
+    from llmmoe.usage import evenness, expert_usage
+
+    loaded = load_checkpoint(checkpoint, expect=None)
+    shards = TokenShards(data, split, tokenizer=loaded.tokenizer)
+    context = loaded.model.config.context
+    if len(shards) < context:
+        raise DataError(
+            f"{data} has {len(shards)} tokens in split {split!r}, the model reads {context} at a time",
+            hint="give a longer text, or another --split",
+        )
+    shares = expert_usage(loaded.model, windows(shards, context=context, tokens=tokens))
+    if not shares:
+        raise ArtifactError(
+            f"{checkpoint} has no experts: its feed-forward is {loaded.model.config.feedforward.kind!r}",
+            hint="pretrain a mixture with llmpretrain run SETTINGS model.feedforward.kind=moe",
+        )
+    if json:
+        print(json_library.dumps({"tokens": min(tokens, len(shards)), "shares": shares}))
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("layer", "evenness", *(f"expert {i}" for i in range(len(next(iter(shares.values())))))):
+        table.add_column(heading, justify="left" if heading == "layer" else "right")
+    for layer, values in shares.items():
+        table.add_row(layer, f"{evenness(values):.3f}", *(f"{value:.1%}" for value in values))
+    Console().print(table)
+
+
+def windows(shards: "TokenShards", *, context: int, tokens: int) -> "Iterator[Tensor]":
+    """(B, context) ids, evenly spread over the split, at least one window."""
+    import numpy as np
+    import torch
+
+    count = max(1, min(tokens, len(shards)) // context)
+    starts = np.linspace(0, len(shards) - context, count).astype(np.int64)
+    for first in range(0, count, ROWS):
+        yield torch.from_numpy(shards.windows(starts[first : first + ROWS], context))
+
+
+def main() -> None:
+    """The entry point of `llmmoe`."""
+    command.main(app)

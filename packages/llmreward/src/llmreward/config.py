@@ -1,0 +1,57 @@
+"""Settings of a reward run."""
+
+from typing import Literal
+
+from llmcore.config import Config
+from llmcore.train.config import TrainConfig
+from pydantic import Field
+
+from llmreward.loss import AnyPreferenceLoss, BradleyTerry
+
+
+class RewardInputs(Config):
+    """What the run is made from."""
+
+    base: str | None = None
+    """The policy whose trunk the reward model begins from."""
+    data: str | None = None
+    """Preferences: an artifact or a JSONL file; the built-in ones if absent."""
+
+
+class RewardData(Config):
+    """How preferences become rows of tokens."""
+
+    max_length: int | None = Field(default=None, ge=8)
+    """Longest conversation in tokens; the model's context if absent."""
+    long: Literal["cut", "drop"] = "cut"
+    """A pair that is too long: cut (the prompt's beginning, then the answers' ends), or drop it."""
+    max_dropped: float = Field(default=0.01, ge=0, le=1)
+    """The share of pairs that may be dropped before the run refuses to start."""
+
+
+class Normalization(Config):
+    """Samples of the base policy over which the finished reward gets mean 0 and deviation 1."""
+
+    prompts: int = Field(default=64, ge=0)
+    """Training prompts to answer; 0 leaves the reward as it is."""
+    samples: int = Field(default=4, ge=1)
+    """Answers to each."""
+    max_new_tokens: int = Field(default=64, ge=1)
+    """Longest answer."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature."""
+
+
+class RewardConfig(Config):
+    """A reward model from preferences."""
+
+    inputs: RewardInputs = RewardInputs()
+    """What the run is made from; each has an option of the same name."""
+    data: RewardData = RewardData()
+    """How preferences become rows of tokens."""
+    loss: AnyPreferenceLoss = BradleyTerry()
+    """How the two scores of a pair become a loss."""
+    normalize: Normalization = Normalization()
+    """What the scale of the finished reward is measured on."""
+    train: TrainConfig = TrainConfig(steps=300, batch=32, lr=5e-4)
+    """The optimization; `batch` counts pairs."""

@@ -1,0 +1,149 @@
+"""Reward modelling: preferences to a score."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from llmcore.chat import render_chat
+from llmcore.checkpoint import load_checkpoint
+from llmcore.command import builtin_data, required
+from llmcore.generate.engine import generate
+from llmcore.generate.sampling import Sampling
+from llmcore.manifest import Manifest
+from llmcore.model.transformer import Transformer
+from llmcore.records import Preference
+from llmcore.scoring import SCALE_FILE, RewardScale, scale_bytes, scale_of, score_rows
+from llmcore.tokenizer import Tokenizer
+from llmcore.train.loop import fit
+from llmcore.train.run import Run
+from torch import nn
+
+from llmreward.batches import PreferenceBatches, check_dropped, tokenize_pairs
+from llmreward.config import Normalization, RewardConfig
+from llmreward.evaluate import Report, evaluate_pairs
+from llmreward.loss import reward_loss
+from llmreward.preferences import load_preferences
+
+EVAL_PAIRS = 400
+"""Held-out pairs scored while training; the finished model meets all of them."""
+
+
+def run(config: RewardConfig, out: Path, *, resume: str = "auto", json: bool = False, quiet: bool = False) -> Manifest:
+    """Train a reward model on preferences, beginning from a policy, and write a reward to `out`."""
+    base = required(config.inputs.base, "--base", "the policy that the reward model begins from")
+    data = Path(config.inputs.data) if config.inputs.data else builtin_data("preferences")
+    torch.manual_seed(config.train.seed)
+    start = load_checkpoint(base, expect="policy", head="scalar")
+    model, tokenizer = without_dropout(start.model), start.tokenizer
+    context = model.config.context
+    train, valid = (load_preferences(data, split) for split in ("train", "valid"))
+    pairs = tokenize_pairs(train.records, tokenizer, data=config.data, context=context)
+    held_out = tokenize_pairs(valid.records, tokenizer, data=config.data, context=context).kept
+    counts = {**pairs.counts, **train.unusable}
+    check_dropped(counts, allowed=config.data.max_dropped)
+    job = Run(
+        out,
+        made_by="llmreward run",
+        config=config,
+        parents={"base": start.manifest, "data": train.manifest},
+        tokenizer=tokenizer,
+        resume=resume,
+        json=json,
+        quiet=quiet,
+        facts={"pairs": facts_of(counts, held_out=len(held_out), config=config)},
+        next_commands=[f"llmreward eval {out} --data {data}", f"llmrl ppo --policy {base} --reward {out}"],
+    )
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        assert isinstance(model, Transformer)
+        return figures(evaluate_pairs(model, held_out[:EVAL_PAIRS], pad_id=tokenizer.pad_id)) if held_out else {}
+
+    with job:
+        source = PreferenceBatches(pairs.kept, pad_id=tokenizer.pad_id, context=context, train=config.train)
+        fit(model, source, reward_loss(config.loss.build()), config.train, job, evaluate=evaluate)
+        if job.complete is not None:
+            return job.finish(model)
+        speed = model.activation_dtype
+        model.activation_dtype = torch.float32  # as `load_scorer` will score
+        metrics = figures(evaluate_pairs(model, held_out, pad_id=tokenizer.pad_id)) if held_out else {}
+        scale = measure_scale(model, tokenizer, base=base, records=train.records, config=config, dtype=speed)
+        return job.finish(
+            model,
+            kind="reward",
+            metrics={f"val_{name}": value for name, value in metrics.items()},
+            counts={**counts, "held_out_pairs": len(held_out)},
+            extra_files={SCALE_FILE: scale_bytes(scale)},
+        )
+
+
+def measure_scale(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    *,
+    base: Path,
+    records: Sequence[Preference],
+    config: RewardConfig,
+    dtype: torch.dtype = torch.float32,
+) -> RewardScale:
+    """The scale under which answers of the base policy, sampled in `dtype`, have mean 0 and deviation 1."""
+    settings = config.normalize
+    prompts = prompts_to_answer(records, tokenizer, settings=settings, context=model.config.context)
+    if not prompts:
+        return RewardScale()
+    policy = load_checkpoint(base, expect="policy", device=next(model.parameters()).device).model
+    policy.activation_dtype = dtype
+    sampling = Sampling(
+        max_new_tokens=longest_answer(settings, model.config.context),
+        temperature=settings.temperature,
+        seed=config.train.seed,
+    )
+    answers = generate(policy, prompts, sampling, stop_ids=tokenizer.stop_ids, num_samples=settings.samples)
+    rows = [[*prompt, *answer.ids] for prompt, samples in zip(prompts, answers, strict=True) for answer in samples]
+    return scale_of(score_rows(model, rows, pad_id=tokenizer.pad_id))
+
+
+def prompts_to_answer(
+    records: Sequence[Preference], tokenizer: Tokenizer, *, settings: Normalization, context: int
+) -> list[list[int]]:
+    """Distinct training prompts, spread evenly over the data; long ones lose their beginning."""
+    distinct = list(dict.fromkeys(record.prompt for record in records))
+    count = min(settings.prompts, len(distinct))
+    room = context - longest_answer(settings, context)
+    chosen = [distinct[number * len(distinct) // count] for number in range(count)]
+    return [render_chat(prompt, tokenizer, generation_prompt=True).ids[-room:] for prompt in chosen]
+
+
+def longest_answer(settings: Normalization, context: int) -> int:
+    """New tokens to sample: at least half of the context is left to the prompt."""
+    return min(settings.max_new_tokens, context // 2)
+
+
+def figures(report: Report) -> dict[str, float]:
+    """The figures of a report that are single numbers."""
+    return {
+        "loss": report.loss,
+        "accuracy": report.accuracy.value,
+        "accuracy_low": report.accuracy.low,
+        "accuracy_high": report.accuracy.high,
+        "longer_wins_accuracy": report.ruler.value,
+        "margin": report.margin,
+        "calibration_error": report.calibration_error,
+        "length_correlation": report.length_correlation,
+    }
+
+
+def facts_of(counts: dict[str, int], *, held_out: int, config: RewardConfig) -> str:
+    """The data in a few words for the start panel."""
+    others = [f"{count:,} {name.replace('_', ' ')}" for name, count in sorted(counts.items()) if name != "pairs"]
+    epochs = config.train.steps * config.train.batch / max(counts["pairs"], 1)
+    return ", ".join([f"{counts['pairs']:,} (+ {held_out:,} held out)", *others, f"{epochs:.1f} epochs"])
+
+
+def without_dropout(model: Transformer) -> Transformer:
+    """The same weights in a model without dropout, whose noise would be part of every difference of two scores."""
+    if not model.config.dropout:
+        return model
+    with torch.device("meta"):
+        calm = model.config.model_copy(update={"dropout": 0.0}).build()
+    calm.load_state_dict(model.state_dict(), assign=True)
+    return calm

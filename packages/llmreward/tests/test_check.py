@@ -1,0 +1,61 @@
+import json
+from pathlib import Path
+
+from llmcore.records import Message, Preference
+from llmreward.check import as_json, check_path, check_preferences, has_cycle, lines
+
+
+def preference(prompt: str, chosen: str, rejected: str, margin: float | None = None) -> Preference:
+    return Preference(prompt=(Message(role="user", content=prompt),), chosen=chosen, rejected=rejected, margin=margin)
+
+
+def found(*records: Preference, held_out: tuple[Preference, ...] = ()) -> dict[str, tuple[int, tuple[int, ...]]]:
+    checked = check_preferences(records, held_out=held_out)
+    return {finding.name: (finding.times, finding.rows) for finding in checked.findings}
+
+
+def test_clean_pairs_have_no_flaw() -> None:
+    assert found(preference("p", "a", "b"), preference("q", "c", "d")) == {}
+
+
+def test_each_flaw_is_found_where_it_stands() -> None:
+    clean = preference("p", "a", "b")
+    assert found(clean, preference("q", "c", "c")) == {"identical": (1, (1,))}
+    assert found(clean, preference("q", "C d", "c  D")) == {"same but for spaces": (1, (1,))}
+    assert found(clean, preference("q", " ", "c")) == {"empty answer": (1, (1,))}
+    assert found(clean, clean) == {"duplicate": (1, (1,))}
+    assert found(clean, preference("p", "b", "a")) == {"contradiction": (2, (0, 1))}
+    assert found(clean, preference("q", "c", "d", -1.0)) == {"negative margin": (1, (1,))}
+    assert found(clean, preference("q", "c", "d"), held_out=(preference("q", "x", "y"),)) == {
+        "held-out prompt": (1, (1,))
+    }
+
+
+def test_the_same_answers_to_other_prompts_contradict_nothing() -> None:
+    assert found(preference("p", "a", "b"), preference("q", "b", "a")) == {}
+
+
+def test_a_cycle_of_three_is_found_and_a_chain_or_a_contradiction_is_none() -> None:
+    assert has_cycle([("a", "b"), ("b", "c"), ("c", "a")])
+    assert has_cycle([("z", "a"), ("a", "b"), ("b", "c"), ("c", "a"), ("c", "y")])
+    assert not has_cycle([("a", "b"), ("b", "c"), ("a", "c")])
+    assert not has_cycle([("a", "b"), ("b", "a")])
+    rows = [preference("p", "a", "b"), preference("q", "b", "c"), preference("q", "c", "a"), preference("q", "a", "b")]
+    assert found(*rows) == {"cycle": (1, (1,))}
+
+
+def test_length_is_weighed() -> None:
+    checked = check_preferences([preference("p", "aaa", "b"), preference("q", "a", "b"), preference("r", "a", "bb")])
+    assert checked.chosen_longer == 1 / 3
+    assert checked.ruler == 0.5
+
+
+def test_a_file_is_checked_with_the_rows_its_reader_left_out(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{n}", "chosen": "a", "rejected": "b"} for n in range(9)]
+    rows.append({"prompt": "p9", "chosen": "same", "rejected": "same"})
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    checked = check_path(path)
+    assert checked.flaws == 1 and checked.findings[0].times == 1
+    assert any("left out" in line for line in lines(checked))
+    assert json.loads(json.dumps(as_json(checked)))["flaws"] == 1

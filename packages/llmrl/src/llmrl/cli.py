@@ -1,0 +1,183 @@
+"""The command line of reinforcement learning."""
+
+import json as json_library
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmcore import command
+from llmcore.command import JsonOption, OutOption, QuietOption, ResumeOption, Settings, add_config_commands, given
+from llmcore.config import Config, load_config
+
+app = command.new_app("Reinforcement learning: a policy that a reward likes better.")
+
+PolicyOption = Annotated[str | None, typer.Option("--policy", metavar="DIR", help="The policy to improve.")]
+RewardOption = Annotated[
+    str | None,
+    typer.Option("--reward", metavar="REWARD", help="A rule, a reward checkpoint, or '0.7*runs/reward + 0.3*literal'."),
+]
+PromptsOption = Annotated[
+    str | None, typer.Option("--prompts", metavar="PATH", help="Prompts: a records artifact or a JSONL file.")
+]
+ReferenceOption = Annotated[
+    str | None, typer.Option("--reference", metavar="DIR", help="The policy to which the KL divergence is taken.")
+]
+
+
+@app.command()
+def grpo(
+    settings: Settings = None,
+    policy: PolicyOption = None,
+    reward: RewardOption = None,
+    prompts: PromptsOption = None,
+    reference: ReferenceOption = None,
+    out: OutOption = None,
+    resume: ResumeOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Improve a policy by comparing completions of one prompt with each other.
+
+    [bold]Examples[/bold]
+
+      llmrl grpo --policy runs/sft --reward literal
+
+      llmrl grpo configs/rl/grpo-tiny.toml --policy runs/sft --reward numeric --prompts gsm8k.jsonl grpo.beta=0
+    """
+    from llmrl.config import GRPOConfig
+    from llmrl.run import grpo as run_stage
+
+    options = given(inputs__policy=policy, inputs__reward=reward, inputs__prompts=prompts, inputs__reference=reference)
+    config = load_config(GRPOConfig, settings or [], options)
+    run_stage(config, out or command.default_out("grpo", settings or []), resume=resume, json=json, quiet=quiet)
+
+
+@app.command()
+def ppo(
+    settings: Settings = None,
+    policy: PolicyOption = None,
+    reward: RewardOption = None,
+    prompts: PromptsOption = None,
+    reference: ReferenceOption = None,
+    out: OutOption = None,
+    resume: ResumeOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Improve a policy with a learned value function as the baseline.
+
+    [bold]Examples[/bold]
+
+      llmrl ppo --policy runs/sft --reward "runs/reward + 0.5*literal"
+
+      llmrl ppo configs/rl/ppo-tiny.toml --policy runs/sft --reward runs/reward ppo.kl_target=6
+    """
+    from llmrl.config import PPOConfig
+    from llmrl.run import ppo as run_stage
+
+    options = given(inputs__policy=policy, inputs__reward=reward, inputs__prompts=prompts, inputs__reference=reference)
+    config = load_config(PPOConfig, settings or [], options)
+    run_stage(config, out or command.default_out("ppo", settings or []), resume=resume, json=json, quiet=quiet)
+
+
+@app.command(name="eval")
+def evaluate(
+    checkpoints: Annotated[list[Path], typer.Argument(help="Policies, compared on the same prompts with the first.")],
+    reward: RewardOption = None,
+    prompts: PromptsOption = None,
+    reference: Annotated[
+        Path | None, typer.Option("--reference", metavar="DIR", help="Where the KL is taken to; the first, if absent.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Held-out prompts to answer.")] = 500,
+    samples: Annotated[int, typer.Option(min=1, help="Sampled completions of each; more give best-of-n.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Reward, KL and length on held-out prompts, with 95 % intervals, and how much the first is surpassed.
+
+    [bold]Example[/bold]
+
+      llmrl eval runs/sft runs/ppo runs/grpo --reward literal
+    """
+    from llmrl.evaluate import evaluate_checkpoints, report_lines
+
+    report = evaluate_checkpoints(
+        checkpoints,
+        reward=reward,
+        prompts=Path(prompts) if prompts else command.builtin_data("prompts"),
+        reference=reference,
+        count=count,
+        samples=samples,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    print(json_library.dumps(report) if json else "\n".join(report_lines(report)))
+
+
+@app.command()
+def rollout(
+    policy: Annotated[Path, typer.Argument(help="The policy that answers.")],
+    prompt: Annotated[str | None, typer.Option("--prompt", help="A question; else a held-out prompt.")] = None,
+    answer: Annotated[str, typer.Option("--answer", help="Its right answer, for rules that need one.")] = "",
+    reward: RewardOption = None,
+    prompts: PromptsOption = None,
+    samples: Annotated[int, typer.Option(min=2, help="Completions.")] = 8,
+    temperature: Annotated[float, typer.Option(min=0.001, help="Of the sampling.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampling, and of which prompt is taken.")] = 0,
+    json: JsonOption = False,
+) -> None:
+    """One prompt, some completions, each term of the reward, and the advantage GRPO would give them."""
+    from llmcore.records import Message, Prompt
+    from llmrl.evaluate import held_out_prompt, show_rollout
+
+    if prompt is not None:
+        record = Prompt(prompt=(Message(role="user", content=prompt),), answer=answer)
+    else:
+        record = held_out_prompt(Path(prompts) if prompts else command.builtin_data("prompts"), seed)
+    rows = show_rollout(
+        policy,
+        record,
+        reward=reward,
+        samples=samples,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    if json:
+        print(json_library.dumps(rows))
+        return
+    print(record.prompt[-1].content)
+    for row in rows:
+        print(f"  {row['reward']!s:>9}  A {row['advantage']:+.2f}  {row['completion']!r}")
+
+
+def grpo_settings() -> type[Config]:
+    """The settings of GRPO, imported late because they import torch."""
+    from llmrl.config import GRPOConfig
+
+    return GRPOConfig
+
+
+def ppo_settings() -> type[Config]:
+    """The settings of PPO, imported late because they import torch."""
+    from llmrl.config import PPOConfig
+
+    return PPOConfig
+
+
+settings_app = command.new_app("The settings of each algorithm.")
+for name, algorithm_settings in (("grpo", grpo_settings), ("ppo", ppo_settings)):
+    algorithm_app = command.new_app(f"The settings of {name}.")
+    add_config_commands(algorithm_app, algorithm_settings)
+    settings_app.registered_groups += [
+        typer.models.TyperInfo(group.typer_instance, name=name) for group in algorithm_app.registered_groups
+    ]
+app.add_typer(settings_app, name="config")
+
+
+def main() -> None:
+    """The `llmrl` command."""
+    command.main(app)

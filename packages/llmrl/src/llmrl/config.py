@@ -1,0 +1,162 @@
+"""Settings of reinforcement learning; names are TRL's where TRL has them."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from llmcore.config import Config
+from llmcore.train.config import TrainConfig
+from llmcore.train.schedule import Linear
+from llmrl.rewards import AnyReward
+
+
+class RLInputs(Config):
+    """What the run is made from."""
+
+    policy: str | None = None
+    """The policy to improve (`llmsft run`)."""
+    reward: str | None = None
+    """A rule, a reward checkpoint's folder, or a sum: 0.7*runs/reward + 0.3*literal; a weight of 0 only watches."""
+    prompts: str | None = None
+    """Prompts: a records artifact, a folder with train.jsonl and valid.jsonl, or one JSONL file; built-in if absent."""
+    reference: str | None = None
+    """The policy to which the KL divergence is taken; the policy itself, as it was at the start, if absent."""
+
+
+class RolloutConfig(Config):
+    """How completions are sampled."""
+
+    max_completion_length: int = Field(32, ge=1)
+    """Longest completion, in tokens."""
+    temperature: float = Field(1.0, gt=0)
+    """Of sampling and of every log-probability alike."""
+    top_k: int = Field(0, ge=0)
+    """Sample among so many tokens only (0: all); the update then scores another distribution than was sampled."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Sample within this probability mass only; below 1 it biases the update as top_k does."""
+    max_unscorable: float = Field(0.5, ge=0, le=1)
+    """The share of a rollout that may have no reward (NaN, exception, timeout) before the run stops."""
+    max_dropped: float = Field(0.01, ge=0, le=1)
+    """The share of prompts that may be dropped, too long for the context, before it is an error."""
+    eval_prompts: int = Field(64, ge=0)
+    """Held-out prompts answered in each evaluation, sampled once and greedily; 0: no evaluation."""
+    log_samples: int = Field(8, ge=0)
+    """Completions written to run/samples.jsonl at each log interval."""
+
+
+class GRPOSettings(Config):
+    """Group relative policy optimization."""
+
+    num_generations: int = Field(8, ge=2)
+    """Completions of each prompt: the group whose mean is the baseline."""
+    num_iterations: int = Field(1, ge=1)
+    """Updates from each rollout."""
+    beta: float = Field(0.02, ge=0)
+    """Weight of the KL divergence to the reference; 0 loads no reference."""
+    kl_estimator: Literal["k2", "k3"] = "k3"
+    """Of the KL in the loss. Its gradient is that of KL(policy‖reference) with k2, of KL(reference‖policy) with k3."""
+    kl_in_reward: bool = False
+    """Take the KL (k1, summed over tokens) from the reward instead: the optimum is then reference·exp(reward/beta)."""
+    epsilon: float = Field(0.2, gt=0)
+    """How far below 1 the probability ratio still gives a gradient."""
+    epsilon_high: float | None = Field(None, gt=0)
+    """How far above 1; as `epsilon` if absent (DAPO: 0.28)."""
+    loss_type: Literal["grpo", "bnpo", "dapo", "dr_grpo", "cispo"] = "dapo"
+    """What the loss is averaged over; see `llmrl.grpo.aggregate`."""
+    importance_sampling_level: Literal["token", "sequence"] = "token"
+    """One ratio for each token, or one for each completion (GSPO)."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """Divide advantages by the deviation of the group, of the batch, or by nothing (Dr. GRPO)."""
+    mask_truncated_completions: bool = False
+    """Leave completions that were cut out of the loss (DAPO)."""
+    refill_attempts: int = Field(0, ge=0, le=8)
+    """How often groups of equal rewards are replaced by groups of other prompts (DAPO's dynamic sampling)."""
+
+    @model_validator(mode="after")
+    def check(self) -> "GRPOSettings":
+        """Settings that contradict each other."""
+        if self.kl_in_reward and not self.beta:
+            raise ValueError("kl_in_reward needs a beta above 0")
+        return self
+
+
+class PPOSettings(Config):
+    """Proximal policy optimization with a value head on the policy's trunk."""
+
+    num_ppo_epochs: int = Field(2, ge=1)
+    """How often each rollout is gone through."""
+    num_mini_batches: int = Field(1, ge=1)
+    """Updates in each pass; a rollout has train.batch × num_mini_batches completions."""
+    kl_coef: float = Field(0.05, gt=0)
+    """Weight of the KL divergence to the reference (k1) in each token's reward; the first one, if it adapts."""
+    kl_target: float | None = Field(None, gt=0)
+    """Adapt kl_coef towards this KL, in nats per completion (summed over its tokens); fixed if absent."""
+    horizon: float = Field(2000.0, gt=0)
+    """Over how many completions kl_coef adapts."""
+    gamma: float = Field(1.0, gt=0, le=1)
+    """Discount of each token."""
+    lam: float = Field(0.95, ge=0, le=1)
+    """GAE's trade of bias (0) against variance (1)."""
+    cliprange: float = Field(0.2, gt=0)
+    """How far from 1 the probability ratio still gives a gradient."""
+    dual_clip: float | None = Field(None, gt=1)
+    """Also bound the loss of a bad token at this multiple of its advantage (3 is usual)."""
+    cliprange_value: float = Field(0.2, gt=0)
+    """How far a value may move from the one at sampling."""
+    vf_coef: float = Field(0.1, ge=0)
+    """Weight of the value loss."""
+    whiten_advantages: bool = True
+    """Bring advantages to mean 0 and variance 1 over the rollout's tokens."""
+    whiten_rewards: bool = False
+    """Bring token rewards to variance 1 over the rollout's tokens."""
+    missing_eos_penalty: float = Field(0.0, ge=0)
+    """Taken from the score of a completion that was cut."""
+    score_clip: float | None = Field(5.0, gt=0)
+    """Clip scores at so many running deviations from their running mean."""
+    normalize_scores: bool = False
+    """Bring scores to running mean 0 and deviation 1."""
+    stop_kl: float | None = Field(None, gt=0)
+    """Leave the rest of a rollout's updates out when an update is this far (approxkl, nats per token) from it."""
+
+
+class RLConfig(Config):
+    """What PPO and GRPO have in common."""
+
+    inputs: RLInputs = RLInputs()
+    """What the run is made from; each has an option of the same name."""
+    rollout: RolloutConfig = RolloutConfig()
+    """How completions are sampled."""
+    rewards: dict[str, AnyReward] = {}
+    """Rules with settings of their own, by the name that `inputs.reward` uses: [rewards.short] kind = "length"."""
+
+
+class GRPOConfig(RLConfig):
+    """A better policy from a reward, without a value function."""
+
+    grpo: GRPOSettings = GRPOSettings()
+    """The algorithm."""
+    train: TrainConfig = TrainConfig(
+        steps=200, batch=128, lr=2e-4, schedule=Linear(floor=0.1), log_every=5, eval_every=50, save_every=50
+    )
+    """The optimization; `batch` counts completions."""
+
+    @model_validator(mode="after")
+    def check_groups(self) -> "GRPOConfig":
+        """Whole groups."""
+        if self.train.batch % self.grpo.num_generations:
+            raise ValueError(
+                f"train.batch is {self.train.batch}, which is no multiple of "
+                f"grpo.num_generations, {self.grpo.num_generations}"
+            )
+        return self
+
+
+class PPOConfig(RLConfig):
+    """A better policy from a reward, with a learned value function as the baseline."""
+
+    ppo: PPOSettings = PPOSettings()
+    """The algorithm."""
+    train: TrainConfig = TrainConfig(
+        steps=400, batch=128, lr=2e-4, schedule=Linear(floor=0.1), log_every=10, eval_every=100, save_every=100
+    )
+    """The optimization; `batch` counts completions."""

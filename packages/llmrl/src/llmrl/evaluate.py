@@ -1,0 +1,250 @@
+"""What a policy earns on held-out prompts, how far it went for that, and whether two policies really differ.
+
+Every mean comes with its 95 % interval over prompts. Two policies answer the same prompts, so their difference is taken
+prompt by prompt: its interval is much narrower than the two apart.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor
+
+from llmcore.checkpoint import load_checkpoint
+from llmcore.errors import ArtifactError
+from llmcore.generate.sampling import Sampling
+from llmcore.model.transformer import Transformer
+from llmcore.records import Prompt, load_records
+from llmcore.tokenizer import Tokenizer
+from llmrl.advantages import group_advantages
+from llmrl.rewards import Rewards, build_rewards
+from llmrl.rollout import Prompts, Rollout, complete, number_or_none, score_rows
+
+Z_95 = 1.959964
+
+
+class Interval(NamedTuple):
+    """A mean with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Answers(NamedTuple):
+    """One policy's completions of some prompts, `samples` of each, and what they earned."""
+
+    rewards: Tensor
+    """(P·S,) NaN where unscorable."""
+    terms: dict[str, Tensor]
+    """(P·S,) each."""
+    lengths: Tensor
+    """(P·S,) tokens."""
+    truncated: Tensor
+    """(P·S,) bool."""
+    divergence: Tensor | None
+    """(P·S,) log policy/reference summed over the tokens; its mean estimates the KL. None without a reference."""
+    samples: int
+    """Completions of each prompt."""
+    texts: list[str]
+    """The completions."""
+
+
+def answer(
+    model: Transformer,
+    prompts: Prompts,
+    chosen: Sequence[int],
+    tokenizer: Tokenizer,
+    *,
+    rewards: Rewards,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    samples: int = 1,
+    seed: int = 0,
+    reference: Transformer | None = None,
+) -> Answers:
+    """Let a policy answer prompts, and look at what comes."""
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    rollout = complete(model, prompts, chosen, tokenizer, sampling, samples=samples)
+    scores = rewards.score(rollout.samples)
+    return Answers(
+        scores.total,
+        scores.terms,
+        rollout.lengths.cpu(),
+        rollout.truncated.cpu(),
+        None if reference is None else divergence(model, reference, rollout, temperature=temperature or 1.0),
+        samples,
+        [sample.text for sample in rollout.samples],
+    )
+
+
+def divergence(model: Transformer, reference: Transformer, rollout: Rollout, *, temperature: float) -> Tensor:
+    """(B,) log policy/reference of each completion: on samples of the policy its mean is KL(policy‖reference)."""
+    reference.activation_dtype = model.activation_dtype
+    policy, other = (score_rows(m, rollout.ids, temperature=temperature) for m in (model, reference))
+    return torch.where(rollout.mask[:, 1:], policy - other, 0.0).sum(1).cpu()
+
+
+def summarize(answers: Answers) -> dict[str, Interval]:
+    """The figures of one policy: reward, each term, length, the share cut, and the KL where there is a reference."""
+    figures = {"reward": interval(per_prompt(answers.rewards, answers.samples))}
+    figures |= {
+        f"rewards/{name}": interval(per_prompt(values, answers.samples)) for name, values in answers.terms.items()
+    }
+    figures["length"] = interval(per_prompt(answers.lengths, answers.samples))
+    figures["truncated"] = interval(per_prompt(answers.truncated, answers.samples))
+    if answers.divergence is not None:
+        figures["kl"] = interval(per_prompt(answers.divergence, answers.samples))
+    return figures
+
+
+def compare(first: Answers, second: Answers) -> Interval:
+    """How much more the second earns than the first on the same prompts."""
+    pairs = per_prompt(second.rewards, second.samples) - per_prompt(first.rewards, first.samples)
+    return interval(pairs)
+
+
+def per_prompt(values: Tensor, samples: int) -> Tensor:
+    """(P·S,) -> (P,) means of what is not NaN; samples of one prompt are not independent, prompts are."""
+    return values.double().view(-1, samples).nanmean(1)
+
+
+def interval(values: Tensor) -> Interval:
+    """The mean of what is not NaN, with its normal 95 % interval."""
+    known = values[~values.isnan()].double()
+    if not len(known):
+        return Interval(math.nan, math.nan, math.nan)
+    mean = float(known.mean())
+    half = Z_95 * float(known.std()) / math.sqrt(len(known)) if len(known) > 1 else math.inf
+    return Interval(mean, mean - half, mean + half)
+
+
+def pass_at(right: Tensor, samples: int, k: int) -> float:
+    """The chance that one of k completions is right, from S >= k of each prompt: 1 - C(S-c, k)/C(S, k). (P·S,)"""
+    counts = right.view(-1, samples).sum(1).tolist()
+    return sum(1 - math.comb(samples - int(c), k) / math.comb(samples, k) for c in counts) / len(counts)
+
+
+def flat_figures(figures: Mapping[str, Interval], prefix: str = "") -> dict[str, float]:
+    """The means alone, for a line of metrics."""
+    return {f"{prefix}{name}": figure.value for name, figure in figures.items() if not math.isnan(figure.value)}
+
+
+def evaluate_checkpoints(
+    folders: Sequence[Path],
+    *,
+    reward: str | None,
+    prompts: Path,
+    reference: Path | None = None,
+    count: int = 500,
+    samples: int = 1,
+    max_new_tokens: int = 32,
+    seed: int = 0,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """By checkpoint, then `sampled`, `greedy` and the gains over the first checkpoint: figures with intervals."""
+    first = load_checkpoint(folders[0], expect="policy")
+    anchor_folder = reference or folders[0]
+    anchor = load_checkpoint(anchor_folder, expect="policy")
+    check_same_tokenizer(anchor_folder, anchor.tokenizer, first.tokenizer)
+    rewards = build_rewards(reward, tokenizer=first.tokenizer)
+    records, _ = load_records(prompts, Prompt, "valid")
+    held_out = Prompts(
+        records[:count], first.tokenizer, longest=first.model.config.context - max_new_tokens, max_dropped=1.0
+    )
+    chosen = range(len(held_out.records))
+    report: dict[str, dict[str, dict[str, float]]] = {}
+    base: dict[str, Answers] = {}
+    for folder in folders:
+        model = load_checkpoint(folder, expect="policy")
+        check_same_tokenizer(folder, model.tokenizer, first.tokenizer)
+        entry: dict[str, dict[str, float]] = {}
+        for way, temperature, times in (("sampled", 1.0, samples), ("greedy", 0.0, 1)):
+            found = answer(
+                model.model,
+                held_out,
+                chosen,
+                first.tokenizer,
+                rewards=rewards,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                samples=times,
+                seed=seed,
+                reference=anchor.model if temperature else None,
+            )
+            figures = summarize(found)
+            if times > 1:
+                best = found.rewards.double().view(-1, times).nan_to_num(-torch.inf).amax(1)
+                figures[f"best_of_{times}"] = interval(torch.where(best.isinf(), torch.nan, best))
+            if way in base:
+                figures["gain"] = compare(base[way], found)
+            base.setdefault(way, found)
+            entry |= {f"{way}/{name}": figure._asdict() for name, figure in figures.items()}
+        report[str(folder)] = entry
+    return report
+
+
+def report_lines(report: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
+    """The report for a terminal."""
+    lines = []
+    for folder, figures in report.items():
+        lines.append(folder)
+        for name, figure in figures.items():
+            lines.append(f"  {name:<28} {figure['value']:9.4f}  [{figure['low']:.4f}, {figure['high']:.4f}]")
+    return lines
+
+
+def held_out_prompt(path: Path, number: int) -> Prompt:
+    """A held-out prompt by number."""
+    records, _ = load_records(path, Prompt, "valid")
+    return records[number % len(records)]
+
+
+def show_rollout(
+    folder: Path,
+    record: Prompt,
+    *,
+    reward: str | None,
+    samples: int,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+) -> list[dict[str, JsonValue]]:
+    """Completions of one prompt with each reward and the advantage within the group."""
+    policy = load_checkpoint(folder, expect="policy")
+    rewards = build_rewards(reward, tokenizer=policy.tokenizer)
+    prompts = Prompts([record], policy.tokenizer, longest=policy.model.config.context - max_new_tokens)
+    found = answer(
+        policy.model,
+        prompts,
+        [0],
+        policy.tokenizer,
+        rewards=rewards,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        samples=samples,
+        seed=seed,
+    )
+    advantages = group_advantages(found.rewards, samples=samples).advantages
+    return [
+        {
+            "completion": text,
+            "reward": number_or_none(found.rewards[i]),
+            "rewards": {name: number_or_none(values[i]) for name, values in found.terms.items()},
+            "advantage": float(advantages[i]),
+            "tokens": int(found.lengths[i]),
+            "stopped": not bool(found.truncated[i]),
+        }
+        for i, text in enumerate(found.texts)
+    ]
+
+
+def check_same_tokenizer(folder: Path, tokenizer: Tokenizer, wanted: Tokenizer) -> None:
+    """Two policies can be compared token by token only if a token is the same in both."""
+    if tokenizer.sha256 != wanted.sha256:
+        raise ArtifactError(
+            f"{folder} has another tokenizer than the policy: {tokenizer.sha256[:16]!r} and {wanted.sha256[:16]!r}",
+            hint="give checkpoints with the same tokenizer",
+        )

@@ -1,0 +1,247 @@
+"""Group relative policy optimization (arXiv:2402.03300), from rollout to loss; no value function.
+
+1. Sample G completions of each prompt from the policy; a reward r for each.
+2. Advantage: A_i = (r_i - mean of its group) / (deviation of its group), the same for every token of completion i.
+3. Loss of token t: l_t = -min(ρ_t A, clip(ρ_t, 1-ε, 1+ε_high) A) + β·KL_t, where ρ_t = π(t)/π_old(t).
+4. Average l over the tokens, as `loss_type` says.
+
+With one update per rollout π_old is π itself: ρ = 1 exactly, nothing is clipped, and the loss is about 0 while its
+gradient is not (the advantages of a group add up to 0, their products with ∇log π do not).
+
+**KL.** Estimators of one token: k1 = log π/ref, k2 = k1²/2, k3 = e^(-k1) - 1 + k1. What matters in a loss is the
+gradient: that of k1 is 0 on average, of k2 that of KL(π‖ref), of k3 (the field's convention, and the default) that of
+KL(ref‖π). `kl_in_reward` takes β·Σk1 from the reward instead; the optimum is then ref·exp(r/β), as in PPO.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor, nn
+
+from llmcore.losses import Loss, token_logprobs
+from llmcore.model.transformer import Transformer
+from llmcore.tokenizer import Tokenizer
+from llmcore.train.seeds import step_seed
+from llmrl.advantages import GroupAdvantages, group_advantages
+from llmrl.config import GRPOConfig, GRPOSettings
+from llmrl.experience import Experience
+from llmrl.rewards import Rewards, Scores, check_scorable
+from llmrl.rollout import Prompts, Rollout, SampleLog, join, length_metrics, sample_rollout, score_rows
+
+
+class GRPO:
+    """The algorithm around one live policy: what `Experiences` pulls from, and the loss it is trained with."""
+
+    def __init__(
+        self,
+        policy: Transformer,
+        *,
+        prompts: Prompts,
+        rewards: Rewards,
+        tokenizer: Tokenizer,
+        config: GRPOConfig,
+        reference: Transformer | None = None,
+        log: SampleLog | None = None,
+    ) -> None:
+        assert (reference is not None) == (config.grpo.beta > 0), "a reference is loaded where beta > 0, and only there"
+        self.policy = policy
+        self.reference = reference
+        self.prompts = prompts
+        self.rewards = rewards
+        self.tokenizer = tokenizer
+        self.config = config
+        self.settings = config.grpo
+        self.log = log
+
+    def experience(self, number: int, *, step: int) -> Experience:
+        """Sample groups, reward them, and compare each completion with its group."""
+        rollout, scores = self.sample(number)
+        old, reference = self.logprobs(rollout)
+        rewards = scores.total
+        if self.settings.kl_in_reward:
+            assert old is not None and reference is not None
+            divergence = torch.where(rollout.mask[:, 1:], old - reference, 0.0).sum(1).cpu()
+            rewards = rewards - self.settings.beta * divergence
+        compared = self.compare(rewards)
+        if self.log is not None:
+            self.log.add(step + 1, rollout, scores.terms, scores.total, compared.advantages)
+        mask = rollout.mask
+        if self.settings.mask_truncated_completions:
+            mask = mask & ~rollout.truncated[:, None]
+        advantages = compared.advantages.to(mask.device)[:, None] * mask[:, 1:]
+        return Experience(
+            rollout.ids,
+            mask,
+            advantages,
+            old_logprobs=old if self.settings.num_iterations > 1 else None,
+            reference_logprobs=None if self.settings.kl_in_reward else reference,
+            metrics=rollout_metrics(rollout, scores, compared) | kl_metrics(old, reference, rollout.mask),
+        )
+
+    def loss(self, model: nn.Module, batch: Experience) -> Loss:
+        """`grpo_loss` of the live policy."""
+        assert isinstance(model, Transformer)
+        return grpo_loss(
+            model,
+            batch,
+            self.settings,
+            temperature=self.config.rollout.temperature,
+            longest=self.config.rollout.max_completion_length,
+        )
+
+    def sample(self, number: int) -> tuple[Rollout, Scores]:
+        """The groups of one rollout; those of equal rewards are replaced while attempts are left."""
+        groups = self.config.train.batch // self.settings.num_generations
+        rollout, scores = self.sample_groups(self.prompts.draw(self.config.train.seed, number, groups), number, 0)
+        for attempt in range(1, self.settings.refill_attempts + 1):
+            flat = self.compare(scores.total).flat
+            if not bool(flat.any()):
+                break
+            chosen = self.prompts.draw_again(self.config.train.seed, number, attempt, int(flat.sum()))
+            fresh, fresh_scores = self.sample_groups(chosen, number, attempt)
+            kept = (~flat).repeat_interleave(self.settings.num_generations).nonzero().flatten()
+            rollout = join(rollout, kept, fresh, pad_id=self.tokenizer.pad_id)
+            scores = scores.take(kept).join(fresh_scores)
+        return rollout, scores
+
+    def sample_groups(self, chosen: list[int], number: int, attempt: int) -> tuple[Rollout, Scores]:
+        G = self.settings.num_generations  # noqa: N806
+        rollout = sample_rollout(
+            self.policy,
+            self.prompts,
+            chosen,
+            self.tokenizer,
+            self.config.rollout,
+            samples=G,
+            seed=step_seed(self.config.train.seed, (number << 4) + attempt),
+        )
+        for start in range(0, len(rollout.samples), G):
+            group = rollout.samples[start : start + G]
+            assert all(sample.prompt is group[0].prompt for sample in group), f"a group of mixed prompts at row {start}"
+        scores = self.rewards.score(rollout.samples)
+        check_scorable(scores, self.config.rollout.max_unscorable)
+        return rollout, scores
+
+    def logprobs(self, rollout: Rollout) -> tuple[Tensor | None, Tensor | None]:
+        """(B, T-1) of the policy that sampled, where they are needed, and of the reference, where there is one."""
+        temperature = self.config.rollout.temperature
+        old = reference = None
+        if self.settings.num_iterations > 1 or self.settings.kl_in_reward:
+            old = score_rows(self.policy, rollout.ids, temperature=temperature)
+        if self.reference is not None:
+            self.reference.activation_dtype = self.policy.activation_dtype
+            reference = score_rows(self.reference, rollout.ids, temperature=temperature)
+        return old, reference
+
+    def compare(self, rewards: Tensor) -> GroupAdvantages:
+        return group_advantages(rewards, samples=self.settings.num_generations, scale=self.settings.scale_rewards)
+
+    def enough(self) -> bool:
+        """Every update of a rollout is made."""
+        return False
+
+    def controllers(self) -> dict[str, JsonValue]:
+        """Nothing goes from one rollout to the next."""
+        return {}
+
+    def restore(self, controllers: Mapping[str, JsonValue]) -> None:
+        """Nothing to take up."""
+
+
+def grpo_loss(
+    model: Transformer, batch: Experience, settings: GRPOSettings, *, temperature: float, longest: int
+) -> Loss:
+    """The clipped objective and the KL, summed; `longest` is the longest completion that could be sampled."""
+    mask = batch.mask[:, 1:]
+    advantages = torch.where(mask, batch.advantages, 0.0)
+    logprobs, entropies = token_logprobs(model, batch.ids, temperature=temperature, entropy=True)
+    old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+    ratio = probability_ratio(logprobs, old, mask, level=settings.importance_sampling_level)
+    low, high = 1 - settings.epsilon, 1 + (settings.epsilon_high or settings.epsilon)
+    if settings.loss_type == "cispo":  # the ratio weighs the gradient and is capped, but has none of its own
+        losses = -ratio.detach().clamp(max=high) * advantages * logprobs
+    else:
+        losses = -torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
+    metrics = clip_metrics(ratio.detach(), advantages, mask, low=low, high=high)
+    metrics["entropy"] = masked_sum(entropies, mask)
+    if batch.reference_logprobs is not None:
+        log_ratio = torch.where(mask, logprobs - batch.reference_logprobs, 0.0)
+        k3 = torch.expm1(-log_ratio) + log_ratio
+        losses = losses + settings.beta * (k3 if settings.kl_estimator == "k3" else log_ratio.square() / 2)
+        metrics["kl"] = masked_sum(k3.detach(), mask)
+        metrics["objective/kl"] = (float(log_ratio.detach().sum()), len(mask))
+    total, count = aggregate(losses, mask, settings.loss_type, longest=longest)
+    return Loss(total, count, metrics | dict(batch.metrics))
+
+
+def probability_ratio(logprobs: Tensor, old: Tensor, mask: Tensor, *, level: str) -> Tensor:
+    """π/π_old of each token, or of the whole completion (its geometric mean) at each token. (B, T-1)"""
+    difference = torch.where(mask, logprobs - old, 0.0)
+    if level == "sequence":
+        mean = difference.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
+        difference = torch.where(mask, mean, 0.0)
+    return difference.exp()
+
+
+def aggregate(losses: Tensor, mask: Tensor, loss_type: str, *, longest: int) -> tuple[Tensor, int]:
+    """(B, T-1) -> a sum and the count that the loop divides it by, after all micro-batches of the step.
+
+    grpo     mean over completions of the mean over each one's tokens    sum of means / completions
+    dapo     mean over all tokens of the step (cispo likewise)           sum / tokens
+    dr_grpo  sum over tokens, over a constant for each completion        sum / (completions · longest)
+    bnpo     mean over the tokens of each micro-batch                    (sum / its tokens · its rows) / completions
+
+    bnpo alone depends on how a step is split into micro-batches; it is here because TRL has it. A completion without a
+    token that counts is one of the completions, with a loss of 0.
+    """
+    losses = torch.where(mask, losses, 0.0)
+    rows = len(mask)
+    if loss_type == "grpo":
+        return (losses.sum(1) / mask.sum(1).clamp(min=1)).sum(), rows
+    if loss_type == "dr_grpo":
+        return losses.sum() / longest, rows
+    if loss_type == "bnpo":
+        return losses.sum() / mask.sum().clamp(min=1) * rows, rows
+    return losses.sum(), int(mask.sum())
+
+
+def clip_metrics(
+    ratio: Tensor, advantages: Tensor, mask: Tensor, *, low: float, high: float
+) -> dict[str, tuple[float, int]]:
+    """The share of tokens whose gradient the clip takes away, and the ratio's mean."""
+    below = (ratio < low) & (advantages < 0) & mask
+    above = (ratio > high) & (advantages > 0) & mask
+    tokens = int(mask.sum())
+    return {
+        "clip_ratio/low_mean": (float(below.sum()), tokens),
+        "clip_ratio/high_mean": (float(above.sum()), tokens),
+        "clip_ratio/region_mean": (float((below | above).sum()), tokens),
+        "ratio/mean": masked_sum(ratio, mask),
+    }
+
+
+def rollout_metrics(rollout: Rollout, scores: Scores, compared: GroupAdvantages) -> dict[str, tuple[float, int]]:
+    """What a rollout earned, under TRL's names."""
+    return {
+        **scores.metrics(),
+        "reward_std": (float(compared.spread.sum()), len(compared.spread)),
+        "frac_reward_zero_std": (float(compared.flat.sum()), len(compared.flat)),
+        **length_metrics(rollout),
+    }
+
+
+def kl_metrics(old: Tensor | None, reference: Tensor | None, mask: Tensor) -> dict[str, tuple[float, int]]:
+    """Where the KL is in the reward: as the loss reports it otherwise."""
+    if old is None or reference is None:
+        return {}
+    log_ratio = torch.where(mask[:, 1:], old - reference, 0.0)
+    return {
+        "kl": masked_sum(torch.expm1(-log_ratio) + log_ratio, mask[:, 1:]),
+        "objective/kl": (float(log_ratio.sum()), len(mask)),
+    }
+
+
+def masked_sum(values: Tensor, mask: Tensor) -> tuple[float, int]:
+    """Sum and count over the masked tokens."""
+    return float(torch.where(mask, values, 0.0).sum()), int(mask.sum())

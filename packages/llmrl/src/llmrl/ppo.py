@@ -1,0 +1,295 @@
+"""Proximal policy optimization (arXiv:1707.06347, as arXiv:1909.08593 uses it for language), from rollout to loss.
+
+1. Sample completions from the policy; keep their log-probabilities and values, and the reference's log-probabilities.
+2. Score each completion; take `missing_eos_penalty` from one that was cut; clip (and normalise) by running moments.
+3. Reward of token t: -kl_coef · (log π_old - log ref); on the last token also the score.
+4. GAE gives advantages and, before any whitening, returns R = A + V.
+5. For some epochs, in mini-batches: ρ = π/π_old,
+   policy loss  -min(ρ A, clip(ρ, 1-c, 1+c) A), if A < 0 at most dual_clip·|A|
+   value loss   ½ max((V - R)², (clip(V, V_old ± c) - R)²)
+   averaged over the tokens of the update.
+6. Once per rollout kl_coef moves towards `kl_target`, which is in nats per completion: KL summed over its tokens.
+
+The value function is a linear head on the policy's own trunk; its gradient reaches the trunk through vf_coef.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple, cast
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor, nn
+
+from llmcore.losses import Loss, before_last, linear_logprobs
+from llmcore.model.transformer import Transformer
+from llmcore.tokenizer import Tokenizer
+from llmcore.train.seeds import step_seed
+from llmrl.advantages import generalized_advantages, token_rewards, whiten
+from llmrl.config import PPOConfig, PPOSettings
+from llmrl.experience import Experience
+from llmrl.grpo import masked_sum
+from llmrl.rewards import Rewards, check_scorable, sum_and_count
+from llmrl.rollout import SCORING_ROWS, Prompts, Rollout, SampleLog, length_metrics, sample_rollout, score_rows
+
+
+class ActorCritic(nn.Module):
+    """A policy with a value head that begins at zero."""
+
+    def __init__(self, policy: Transformer) -> None:
+        super().__init__()
+        self.policy = policy
+        self.value = nn.Linear(policy.config.width, 1)
+        nn.init.zeros_(self.value.weight)
+        nn.init.zeros_(self.value.bias)
+
+    def forward(self, ids: Tensor, *, temperature: float = 1.0) -> "Judged":
+        """(B, T) -> log-probabilities, entropies and values (B, T-1); V_t is that of the state before token t."""
+        hidden = before_last(self.policy.hidden(ids))
+        logprobs, entropies = linear_logprobs(
+            hidden, self.policy.head_weight(), targets=ids[:, 1:].flatten(), temperature=temperature, entropy=True
+        )
+        values = self.value(hidden.float()).squeeze(-1)
+        shape = (ids.shape[0], ids.shape[1] - 1)
+        return Judged(logprobs.view(shape), entropies.view(shape), values.view(shape))
+
+
+class Judged(NamedTuple):
+    """What actor and critic say of each token. All (B, T-1), float32."""
+
+    logprobs: Tensor
+    entropies: Tensor
+    values: Tensor
+
+
+class PPO:
+    """The algorithm around one live policy: what `Experiences` pulls from, and the loss it is trained with."""
+
+    def __init__(
+        self,
+        actor: ActorCritic,
+        *,
+        reference: Transformer,
+        prompts: Prompts,
+        rewards: Rewards,
+        tokenizer: Tokenizer,
+        config: PPOConfig,
+        log: SampleLog | None = None,
+    ) -> None:
+        self.actor = actor
+        self.reference = reference
+        self.prompts = prompts
+        self.rewards = rewards
+        self.tokenizer = tokenizer
+        self.config = config
+        self.settings = config.ppo
+        self.log = log
+        self.kl_coef = KLCoefficient(config.ppo)
+        self.moments = RunningMoments()
+        self.update_kl: tuple[float, int] = (0.0, 0)
+
+    def experience(self, number: int, *, step: int) -> Experience:
+        """Sample, score, and say of each token how much better it was than expected."""
+        rollout = self.sample(number)
+        scores = self.rewards.score(rollout.samples)
+        check_scorable(scores, self.config.rollout.max_unscorable)
+        judged, reference = self.judge(rollout)
+        known = ~scores.total.isnan()
+        rollout = rollout._replace(mask=rollout.mask & known.to(rollout.mask.device)[:, None])
+        mask = rollout.mask[:, 1:]
+        log_ratio = torch.where(mask, judged.logprobs - reference, 0.0)
+        points = self.points(scores.total, rollout.truncated.cpu()).to(mask.device)
+        rewards = token_rewards(points, log_ratio, mask, kl_coef=self.kl_coef.value)
+        if self.settings.whiten_rewards:
+            rewards = whiten(rewards, mask, shift_mean=False)
+        advantages, returns = generalized_advantages(
+            rewards, judged.values, mask, gamma=self.settings.gamma, lam=self.settings.lam
+        )
+        if self.settings.whiten_advantages:
+            advantages = whiten(advantages, mask)
+        if self.log is not None:
+            self.log.add(step + 1, rollout, scores.terms, scores.total, advantages.sum(1) / mask.sum(1).clamp(min=1))
+        divergence = float(log_ratio.sum()) / max(1, int(known.sum()))
+        metrics = {
+            **scores.metrics(),
+            **length_metrics(rollout),
+            **self.objective_metrics(judged, points, log_ratio, mask, known=known),
+            "critic/vf_explained_var": (explained_variance(judged.values, returns, mask), 1),
+        }
+        self.kl_coef.update(divergence, completions=int(known.sum()))
+        return Experience(rollout.ids, rollout.mask, advantages, judged.logprobs, None, judged.values, returns, metrics)
+
+    def loss(self, model: nn.Module, batch: Experience) -> Loss:
+        """`ppo_loss` of the live policy; remembers how far the update is from the rollout."""
+        assert isinstance(model, ActorCritic)
+        if batch.metrics:  # the first micro-batch of an update
+            self.update_kl = (0.0, 0)
+        loss = ppo_loss(model, batch, self.settings, temperature=self.config.rollout.temperature)
+        total, count = loss.metrics["policy/approxkl_avg"]
+        self.update_kl = (self.update_kl[0] + total, self.update_kl[1] + count)
+        return loss
+
+    def sample(self, number: int) -> Rollout:
+        return sample_rollout(
+            self.actor.policy,
+            self.prompts,
+            self.prompts.draw(self.config.train.seed, number, self.config.train.batch * self.settings.num_mini_batches),
+            self.tokenizer,
+            self.config.rollout,
+            samples=1,
+            seed=step_seed(self.config.train.seed, number),
+        )
+
+    def judge(self, rollout: Rollout) -> tuple[Judged, Tensor]:
+        """What the actor and critic that sampled, and the reference, say of a rollout; without gradients."""
+        temperature = self.config.rollout.temperature
+        with torch.no_grad():
+            parts = [
+                self.actor(rollout.ids[i : i + SCORING_ROWS], temperature=temperature)
+                for i in range(0, len(rollout.ids), SCORING_ROWS)
+            ]
+        self.reference.activation_dtype = self.actor.policy.activation_dtype
+        reference = score_rows(self.reference, rollout.ids, temperature=temperature)
+        return Judged(*(torch.cat(tensors) for tensors in zip(*parts, strict=True))), reference
+
+    def points(self, scores: Tensor, truncated: Tensor) -> Tensor:
+        """Scores as the tokens are paid with them; 0 where there is none. (B,)"""
+        scores = scores - self.settings.missing_eos_penalty * truncated
+        known = scores[~scores.isnan()]
+        self.moments.update(known)
+        mean, deviation = self.moments.mean, self.moments.deviation
+        if self.settings.score_clip is not None and deviation > 0:
+            reach = self.settings.score_clip * deviation
+            scores = scores.clamp(mean - reach, mean + reach)
+        if self.settings.normalize_scores:
+            scores = (scores - mean) / (deviation or 1.0)
+        return torch.where(scores.isnan(), 0.0, scores)
+
+    def objective_metrics(
+        self, judged: Judged, points: Tensor, log_ratio: Tensor, mask: Tensor, *, known: Tensor
+    ) -> dict[str, tuple[float, int]]:
+        """TRL's `objective/…`: means over completions of sums over tokens."""
+        count = int(known.sum())
+        cost = self.kl_coef.value * float(log_ratio.sum())
+        return {
+            "objective/kl": (float(log_ratio.sum()), count),
+            "objective/entropy": (-masked_sum(judged.logprobs, mask)[0], count),
+            "objective/non_score_reward": (-cost, count),
+            "objective/rlhf_reward": (float(points.sum()) - cost, count),
+            "objective/scores": sum_and_count(points[known.to(points.device)]),
+            "objective/kl_coef": (self.kl_coef.value, 1),
+        }
+
+    def enough(self) -> bool:
+        """Whether the last update went as far from its rollout as `stop_kl` allows."""
+        total, count = self.update_kl
+        return self.settings.stop_kl is not None and total > self.settings.stop_kl * max(1, count)
+
+    def controllers(self) -> dict[str, JsonValue]:
+        """The coefficient of the next rollout and the moments so far."""
+        return {"kl_coef": self.kl_coef.value, "moments": list(self.moments.state())}
+
+    def restore(self, controllers: Mapping[str, JsonValue]) -> None:
+        """Take up what `controllers` gave."""
+        self.kl_coef.value = float(cast(float, controllers["kl_coef"]))
+        self.moments = RunningMoments(*cast(list[float], controllers["moments"]))
+
+
+def ppo_loss(model: ActorCritic, batch: Experience, settings: PPOSettings, *, temperature: float) -> Loss:
+    """Clipped policy and value losses, summed over the tokens."""
+    assert batch.old_logprobs is not None and batch.values is not None and batch.returns is not None
+    mask = batch.mask[:, 1:]
+    judged = model(batch.ids, temperature=temperature)
+    difference = torch.where(mask, judged.logprobs - batch.old_logprobs, 0.0)
+    ratio = difference.exp()
+    advantages = torch.where(mask, batch.advantages, 0.0)
+    policy, clipped = policy_losses(ratio, advantages, cliprange=settings.cliprange, dual_clip=settings.dual_clip)
+    value, value_clipped = value_losses(
+        torch.where(mask, judged.values, 0.0),
+        old=torch.where(mask, batch.values, 0.0),
+        returns=torch.where(mask, batch.returns, 0.0),
+        cliprange=settings.cliprange_value,
+    )
+    tokens = int(mask.sum())
+    metrics = {
+        "policy/approxkl_avg": masked_sum(0.5 * difference.detach().square(), mask),
+        "policy/clipfrac_avg": masked_sum(clipped.float(), mask),
+        "policy/entropy_avg": masked_sum(judged.entropies, mask),
+        "loss/policy_avg": masked_sum(policy.detach(), mask),
+        "loss/value_avg": masked_sum(value.detach(), mask),
+        "val/clipfrac_avg": masked_sum(value_clipped.float(), mask),
+        "val/ratio": masked_sum(ratio.detach(), mask),
+    }
+    total = torch.where(mask, policy + settings.vf_coef * value, 0.0).sum()
+    return Loss(total, tokens, metrics | dict(batch.metrics))
+
+
+def policy_losses(
+    ratio: Tensor, advantages: Tensor, *, cliprange: float, dual_clip: float | None
+) -> tuple[Tensor, Tensor]:
+    """The clipped objective of each token, negated, and where the clip takes the gradient away. Same shapes."""
+    plain = -ratio * advantages
+    bounded = -ratio.clamp(1 - cliprange, 1 + cliprange) * advantages
+    losses = torch.maximum(plain, bounded)
+    clipped = bounded > plain
+    if dual_clip is not None:
+        ceiling = -dual_clip * advantages
+        over = (advantages < 0) & (losses > ceiling)
+        losses, clipped = torch.where(over, ceiling, losses), clipped | over
+    return losses, clipped.detach()
+
+
+def value_losses(values: Tensor, *, old: Tensor, returns: Tensor, cliprange: float) -> tuple[Tensor, Tensor]:
+    """½ max((V - R)², (clip(V, V_old ± cliprange) - R)²) of each token, and where the clip takes the gradient away."""
+    near = old + (values - old).clamp(-cliprange, cliprange)
+    plain, bounded = (values - returns).square(), (near - returns).square()
+    return 0.5 * torch.maximum(plain, bounded), (bounded > plain).detach()
+
+
+class KLCoefficient:
+    """The weight of the KL: fixed, or moved so that the KL per completion comes to `kl_target` (arXiv:1909.08593)."""
+
+    def __init__(self, settings: PPOSettings) -> None:
+        self.value = settings.kl_coef
+        self.target = settings.kl_target
+        self.horizon = settings.horizon
+
+    def update(self, divergence: float, *, completions: int) -> None:
+        """Take note of a rollout's KL, in nats per completion."""
+        if self.target is not None:
+            error = min(0.2, max(-0.2, divergence / self.target - 1))
+            self.value *= 1 + error * completions / self.horizon
+
+
+class RunningMoments:
+    """Mean and variance of all scores so far (Chan et al., 1979)."""
+
+    def __init__(self, count: float = 0.0, mean: float = 0.0, squares: float = 0.0) -> None:
+        self.count, self.mean, self.squares = count, mean, squares
+
+    def update(self, scores: Tensor) -> None:
+        """Add some scores."""
+        if not len(scores):
+            return
+        values = scores.double()
+        count, mean = float(len(values)), float(values.mean())
+        gap = mean - self.mean
+        total = self.count + count
+        self.squares += float((values - mean).square().sum()) + gap**2 * self.count * count / total
+        self.mean += gap * count / total
+        self.count = total
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation, ddof 1; 0 before two scores."""
+        return (self.squares / (self.count - 1)) ** 0.5 if self.count > 1 else 0.0
+
+    def state(self) -> tuple[float, float, float]:
+        """What the constructor takes."""
+        return self.count, self.mean, self.squares
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """1 - Var(R - V) / Var(R): 1 for a perfect value function, 0 for a constant one."""
+    wanted, error = returns[mask].double(), (returns - values)[mask].double()
+    spread = float(wanted.var()) if len(wanted) > 1 else 0.0
+    return 1 - float(error.var()) / spread if spread > 0 else 0.0

@@ -1,0 +1,240 @@
+"""Completions of prompts by the live policy, and their log-probabilities under any policy.
+
+Rows are prompt and completion side by side, padded on the right. The mask says which tokens the policy sampled: it is
+built from positions, and includes the stop token. Which prompts a rollout has is a function of (seed, number).
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmcore.batching import pad_rows
+from llmcore.chat import render_chat
+from llmcore.errors import DataError
+from llmcore.generate.engine import generate
+from llmcore.generate.sampling import Sampling
+from llmcore.losses import token_logprobs
+from llmcore.model.transformer import Transformer
+from llmcore.records import Prompt
+from llmcore.tokenizer import Tokenizer
+from llmrl.config import RolloutConfig
+from llmrl.rewards import Sample
+
+SCORING_ROWS = 128
+"""Rows of one forward pass without gradients."""
+
+
+class Rollout(NamedTuple):
+    """Completions of some prompts; those of one prompt stand together."""
+
+    ids: Tensor
+    """(B, T) prompt and completion, padded on the right."""
+    mask: Tensor
+    """(B, T) bool: sampled by the policy, the stop token included."""
+    truncated: Tensor
+    """(B,) bool: cut at the longest length, without a stop token."""
+    samples: list[Sample]
+    """The same completions as rewards see them."""
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) tokens of each completion."""
+        return self.mask.sum(1)
+
+
+class Prompts:
+    """Prompts rendered for generation; those too long for the context are dropped and counted."""
+
+    def __init__(
+        self, records: Sequence[Prompt], tokenizer: Tokenizer, *, longest: int, max_dropped: float = 0.0
+    ) -> None:
+        rendered = [render_chat(record.prompt, tokenizer, generation_prompt=True).ids for record in records]
+        kept = [i for i, ids in enumerate(rendered) if len(ids) <= longest]
+        dropped = len(records) - len(kept)
+        if not kept or dropped > max_dropped * len(records):
+            raise DataError(
+                f"{dropped} of {len(records)} prompts have more than {longest} tokens (the longest "
+                f"{max(map(len, rendered), default=0)}), which with the completion is more than the model's context",
+                hint="shorten them, lower rollout.max_completion_length, or allow it with rollout.max_dropped=1",
+            )
+        self.records = [records[i] for i in kept]
+        self.ids = [rendered[i] for i in kept]
+        self.counts = {"prompts": len(kept), "dropped: too long": dropped}
+
+    def draw(self, seed: int, number: int, count: int) -> list[int]:
+        """The prompts of one rollout: epochs are permutations, and rollout `number` takes the next `count` of them."""
+        total = len(self.records)
+        drawn: list[int] = []
+        place = number * count
+        while len(drawn) < count:
+            epoch, start = divmod(place, total)
+            order = np.random.default_rng([seed, epoch]).permutation(total)
+            piece = order[start : start + count - len(drawn)].tolist()
+            drawn += piece
+            place += len(piece)
+        return drawn
+
+    def draw_again(self, seed: int, number: int, attempt: int, count: int) -> list[int]:
+        """Other prompts for attempt `attempt` of a rollout, a function of the three."""
+        chosen = np.random.default_rng([seed, number, attempt]).integers(len(self.records), size=count)
+        return [int(place) for place in chosen]
+
+
+def sample_rollout(
+    model: Transformer,
+    prompts: Prompts,
+    chosen: Sequence[int],
+    tokenizer: Tokenizer,
+    config: RolloutConfig,
+    *,
+    samples: int,
+    seed: int,
+) -> Rollout:
+    """`samples` completions of each chosen prompt, rows in the order of the prompts, on the model's device."""
+    sampling = Sampling(
+        max_new_tokens=config.max_completion_length,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        seed=seed,
+    )
+    return complete(model, prompts, chosen, tokenizer, sampling, samples=samples)
+
+
+def complete(
+    model: Transformer,
+    prompts: Prompts,
+    chosen: Sequence[int],
+    tokenizer: Tokenizer,
+    sampling: Sampling,
+    *,
+    samples: int = 1,
+) -> Rollout:
+    """Completions with any sampling: that of a rollout, or greedy ones."""
+    groups = generate(
+        model, [prompts.ids[number] for number in chosen], sampling, stop_ids=tokenizer.stop_ids, num_samples=samples
+    )
+    assert [len(group) for group in groups] == [samples] * len(chosen), "a completion is missing"
+    rows: list[list[int]] = []
+    starts: list[int] = []
+    found: list[Sample] = []
+    for number, group in zip(chosen, groups, strict=True):
+        for completion in group:
+            rows.append([*prompts.ids[number], *completion.ids])
+            starts.append(len(prompts.ids[number]))
+            words = completion.ids[:-1] if completion.stopped else completion.ids
+            text = tokenizer.decode(words, skip_special=False)
+            found.append(Sample(prompts.records[number], text, tuple(completion.ids), completion.stopped))
+    device = next(model.parameters()).device
+    ids, mask = tensors_of(rows, starts, tokenizer.pad_id)
+    truncated = torch.tensor([not sample.stopped for sample in found])
+    return Rollout(ids.to(device), mask.to(device), truncated.to(device), found)
+
+
+def tensors_of(rows: Sequence[Sequence[int]], starts: Sequence[int], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Ragged rows whose completions begin at `starts` -> ids and mask, both (B, T)."""
+    ids = pad_rows(rows, value=pad_id)
+    columns = torch.arange(ids.shape[1])
+    ends = torch.tensor([len(row) for row in rows])
+    return ids, (columns >= torch.tensor(starts)[:, None]) & (columns < ends[:, None])
+
+
+def join(first: Rollout, kept: Tensor, second: Rollout, *, pad_id: int) -> Rollout:
+    """Some rows of one rollout, then all of another."""
+    columns = max(first.ids.shape[1], second.ids.shape[1])
+    pad = [(r.ids, r.mask, columns - r.ids.shape[1]) for r in (first, second)]
+    ids = [torch.nn.functional.pad(i, (0, extra), value=pad_id) for i, _, extra in pad]
+    mask = [torch.nn.functional.pad(m, (0, extra), value=False) for _, m, extra in pad]
+    return Rollout(
+        torch.cat([ids[0][kept], ids[1]]),
+        torch.cat([mask[0][kept], mask[1]]),
+        torch.cat([first.truncated[kept], second.truncated]),
+        [first.samples[i] for i in kept.tolist()] + second.samples,
+    )
+
+
+def score_rows(model: Transformer, ids: Tensor, *, temperature: float, rows: int = SCORING_ROWS) -> Tensor:
+    """(B, T) -> (B, T-1) log-probabilities by the training forward, without a gradient."""
+    with torch.no_grad():
+        parts = [ids[i : i + rows] for i in range(0, len(ids), rows)]
+        return torch.cat([token_logprobs(model, part, temperature=temperature) for part in parts])
+
+
+def switch_dropout_off(model: Transformer) -> None:
+    """Dropout would make the policy that is scored another one than the policy that sampled."""
+    model.config = model.config.model_copy(update={"dropout": 0.0})
+    for module in model.modules():
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0  # type: ignore[assignment]
+
+
+def length_metrics(rollout: Rollout) -> dict[str, tuple[float, int]]:
+    """Lengths of completions under TRL's names."""
+    lengths = rollout.lengths.float().cpu()
+    truncated = rollout.truncated.cpu()
+    metrics = {
+        "completions/mean_length": (float(lengths.sum()), len(lengths)),
+        "completions/min_length": (float(lengths.min()), 1),
+        "completions/max_length": (float(lengths.max()), 1),
+        "completions/clipped_ratio": (float(truncated.sum()), len(lengths)),
+    }
+    ended = lengths[~truncated]
+    if len(ended):
+        metrics["completions/mean_terminated_length"] = (float(ended.sum()), len(ended))
+        metrics["completions/min_terminated_length"] = (float(ended.min()), 1)
+        metrics["completions/max_terminated_length"] = (float(ended.max()), 1)
+    return metrics
+
+
+class SampleLog:
+    """`run/samples.jsonl`: completions with their rewards and advantages, cut at the step a run goes on from."""
+
+    def __init__(self, path: Path, *, every: int, count: int, updates: int = 1) -> None:
+        """Log `count` completions of a rollout if one of its `updates` is a step whose metrics are logged."""
+        self.path = path
+        self.every = every
+        self.count = count
+        self.updates = updates
+
+    def start(self, step: int) -> None:
+        """Drop the lines of steps that will come again."""
+        if not self.path.exists():
+            return
+        whole = [line for line in self.path.read_text(encoding="utf-8").split("\n")[:-1] if line]
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def add(
+        self, step: int, rollout: Rollout, rewards: dict[str, Tensor], total: Tensor, advantages: Tensor | None = None
+    ) -> None:
+        """Write the first completions of a rollout that is first used in `step` (1-based), if they are due."""
+        due = step == 1 or (step + self.updates - 1) // self.every > (step - 1) // self.every
+        if not due or not self.count:
+            return
+        lines = []
+        for i, sample in enumerate(rollout.samples[: self.count]):
+            lines.append(
+                {
+                    "step": step,
+                    "prompt": sample.prompt.prompt[-1].content,
+                    "completion": sample.text,
+                    "answer": sample.prompt.answer,
+                    "stopped": sample.stopped,
+                    "rewards": {name: number_or_none(values[i]) for name, values in rewards.items()},
+                    "reward": number_or_none(total[i]),
+                    "advantage": None if advantages is None else number_or_none(advantages[i]),
+                }
+            )
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def number_or_none(value: Tensor) -> float | None:
+    """JSON has no NaN."""
+    number = float(value)
+    return round(number, 6) if number == number else None

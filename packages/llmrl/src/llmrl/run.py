@@ -1,0 +1,183 @@
+"""Reinforcement learning, from settings to a better policy: `grpo` and `ppo`."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple, cast
+
+from torch import nn
+
+from llmcore.checkpoint import Checkpoint, load_checkpoint
+from llmcore.command import builtin_data, required
+from llmcore.errors import ConfigError
+from llmcore.manifest import Manifest
+from llmcore.model.transformer import Transformer
+from llmcore.records import Prompt, load_records
+from llmcore.train.device import resolve
+from llmcore.train.loop import fit
+from llmcore.train.run import Run
+from llmrl.config import GRPOConfig, PPOConfig, RLConfig
+from llmrl.evaluate import answer, check_same_tokenizer, flat_figures, summarize
+from llmrl.experience import Experiences
+from llmrl.grpo import GRPO
+from llmrl.ppo import PPO, ActorCritic
+from llmrl.rewards import Reward, Rewards, build_rewards
+from llmrl.rollout import Prompts, SampleLog, switch_dropout_off
+
+
+class Start(NamedTuple):
+    """What both algorithms begin with."""
+
+    policy: Checkpoint
+    reference: Transformer | None
+    prompts: Prompts
+    held_out: Prompts | None
+    rewards: Rewards
+    parents: dict[str, Manifest]
+
+
+def grpo(config: GRPOConfig, out: Path, *, resume: str = "auto", json: bool = False, quiet: bool = False) -> Manifest:
+    """Improve the policy in `inputs.policy` by GRPO and write it to `out`."""
+    start = prepare(config, config.train.device, config.train.dtype, reference=config.grpo.beta > 0)
+    job = open_run(config, out, "llmrl grpo", start, resume=resume, json=json, quiet=quiet)
+    log = sample_log(job, config, every=config.train.log_every, updates=config.grpo.num_iterations)
+    algorithm = GRPO(
+        start.policy.model,
+        prompts=start.prompts,
+        rewards=start.rewards,
+        tokenizer=start.policy.tokenizer,
+        config=config,
+        reference=start.reference,
+        log=log,
+    )
+    source = Experiences(
+        algorithm,
+        seed=config.train.seed,
+        epochs=config.grpo.num_iterations,
+        micro_batch=config.train.micro_batch,
+        on_start=log.start,
+    )
+    evaluate = evaluation(config, start, lambda model: cast(Transformer, model))
+    fit(start.policy.model, source, algorithm.loss, config.train, job, evaluate=evaluate)
+    return job.finish(start.policy.model, counts=start.prompts.counts)
+
+
+def ppo(config: PPOConfig, out: Path, *, resume: str = "auto", json: bool = False, quiet: bool = False) -> Manifest:
+    """Improve the policy in `inputs.policy` by PPO and write it to `out`."""
+    start = prepare(config, config.train.device, config.train.dtype, reference=True)
+    assert start.reference is not None
+    job = open_run(config, out, "llmrl ppo", start, resume=resume, json=json, quiet=quiet)
+    actor = ActorCritic(start.policy.model)
+    updates = config.ppo.num_ppo_epochs * config.ppo.num_mini_batches
+    log = sample_log(job, config, every=config.train.log_every, updates=updates)
+    algorithm = PPO(
+        actor,
+        reference=start.reference,
+        prompts=start.prompts,
+        rewards=start.rewards,
+        tokenizer=start.policy.tokenizer,
+        config=config,
+        log=log,
+    )
+    source = Experiences(
+        algorithm,
+        seed=config.train.seed,
+        epochs=config.ppo.num_ppo_epochs,
+        mini_batches=config.ppo.num_mini_batches,
+        micro_batch=config.train.micro_batch,
+        on_start=log.start,
+    )
+    evaluate = evaluation(config, start, lambda model: cast(ActorCritic, model).policy)
+    fit(actor, source, algorithm.loss, config.train, job, evaluate=evaluate)
+    return job.finish(actor.policy, counts=start.prompts.counts)
+
+
+def prepare(config: RLConfig, device: str, dtype: str, *, reference: bool) -> Start:
+    """Load policy, reference, prompts and rewards, and see that they fit together."""
+    placement = resolve(device, dtype)
+    folder = required(config.inputs.policy, "--policy", "the policy to improve")
+    policy = load_checkpoint(folder, expect="policy")
+    switch_dropout_off(policy.model)
+    longest = policy.model.config.context - config.rollout.max_completion_length
+    if longest < 1:
+        raise ConfigError(
+            f"rollout.max_completion_length is {config.rollout.max_completion_length}, "
+            f"the policy's context is {policy.model.config.context}",
+            hint="lower rollout.max_completion_length",
+        )
+    parents = {"policy": policy.manifest}
+    other: Transformer | None = None
+    if reference:
+        other_folder = Path(config.inputs.reference) if config.inputs.reference else folder
+        loaded = load_checkpoint(other_folder, expect="policy")
+        check_same_tokenizer(other_folder, loaded.tokenizer, policy.tokenizer)
+        if config.inputs.reference:
+            parents["reference"] = loaded.manifest
+        other = loaded.model.to(placement.device)
+        switch_dropout_off(other)
+        other.requires_grad_(False)
+    rewards = build_rewards(
+        config.inputs.reward,
+        tokenizer=policy.tokenizer,
+        named=cast(Mapping[str, Reward], config.rewards),
+        device=placement.device,
+        dtype=placement.dtype,
+    )
+    prompts_path = Path(config.inputs.prompts) if config.inputs.prompts else builtin_data("prompts")
+    records, prompts_manifest = load_records(prompts_path, Prompt, "train")
+    prompts = Prompts(records, policy.tokenizer, longest=longest, max_dropped=config.rollout.max_dropped)
+    held_out = load_held_out(prompts_path, policy, longest=longest) if config.rollout.eval_prompts else None
+    return Start(policy, other, prompts, held_out, rewards, {**parents, **rewards.parents, "prompts": prompts_manifest})
+
+
+def load_held_out(path: Path, policy: Checkpoint, *, longest: int) -> Prompts | None:
+    """The held-out prompts, if there are any."""
+    records, _ = load_records(path, Prompt, "valid")
+    return Prompts(records, policy.tokenizer, longest=longest, max_dropped=1.0) if records else None
+
+
+def open_run(config: RLConfig, out: Path, made_by: str, start: Start, *, resume: str, json: bool, quiet: bool) -> Run:
+    prompts = start.prompts.counts["prompts"]
+    return Run(
+        out,
+        made_by=made_by,
+        config=config,
+        parents=start.parents,
+        tokenizer=start.policy.tokenizer,
+        resume=resume,
+        json=json,
+        quiet=quiet,
+        facts={"reward": config.inputs.reward or "", "prompts": f"{prompts:,}"},
+        next_commands=[f"llmrl eval {config.inputs.policy} {out} --reward '{config.inputs.reward}'"],
+    )
+
+
+def sample_log(job: Run, config: RLConfig, *, every: int, updates: int) -> SampleLog:
+    return SampleLog(job.folder / "samples.jsonl", every=every, count=config.rollout.log_samples, updates=updates)
+
+
+def evaluation(
+    config: GRPOConfig | PPOConfig, start: Start, policy_of: Callable[[nn.Module], Transformer]
+) -> Callable[[nn.Module], dict[str, float]] | None:
+    """The figures of an evaluation during the run: held-out prompts, sampled once and greedily."""
+    held_out = start.held_out
+    if held_out is None:
+        return None
+    chosen = list(range(min(config.rollout.eval_prompts, len(held_out.records))))
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for prefix, temperature in (("", config.rollout.temperature), ("greedy_", 0.0)):
+            answers = answer(
+                policy_of(model),
+                held_out,
+                chosen,
+                start.policy.tokenizer,
+                rewards=start.rewards,
+                max_new_tokens=config.rollout.max_completion_length,
+                temperature=temperature,
+                reference=None if prefix else start.reference,
+            )
+            found |= flat_figures(summarize(answers), prefix)
+        return found
+
+    return evaluate

@@ -1,0 +1,170 @@
+"""PPO: losses in closed form, controllers, and the invariants of the first step."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmcore.model.config import ModelConfig
+from llmcore.model.transformer import Transformer
+from llmcore.train.loop import train_step
+from llmrl.config import PPOSettings
+from llmrl.experience import Experience
+from llmrl.ppo import (
+    ActorCritic,
+    KLCoefficient,
+    RunningMoments,
+    explained_variance,
+    policy_losses,
+    ppo_loss,
+    value_losses,
+)
+
+
+def tiny(seed: int = 0) -> ActorCritic:
+    """A small policy with a value head that has learned something."""
+    torch.manual_seed(seed)
+    actor = ActorCritic(ModelConfig(vocab_size=11, width=16, depth=1, context=32).build())
+    with torch.no_grad():
+        for weight in actor.parameters():
+            weight += 0.2 * torch.randn_like(weight)
+    return actor
+
+
+def some_experience(actor: ActorCritic, *, seed: int = 0, off: float = 0.0) -> Experience:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, 11, (8, 10), generator=generator)
+    starts = torch.randint(1, 4, (8,), generator=generator)
+    lengths = torch.randint(1, 6, (8,), generator=generator)
+    column = torch.arange(10)
+    mask = (column >= starts[:, None]) & (column < (starts + lengths)[:, None])
+    with torch.no_grad():
+        judged = actor(ids)
+    noise = torch.randn(4, *judged.values.shape, generator=generator)
+    return Experience(
+        ids,
+        mask,
+        noise[0],
+        judged.logprobs + off * noise[1],
+        None,
+        judged.values + off * noise[2],
+        judged.values + noise[3],
+    )
+
+
+def test_the_value_head_begins_at_zero_and_sees_no_later_token() -> None:
+    policy = ModelConfig(vocab_size=11, width=16, depth=1, context=32).build(seed=0)
+    assert ActorCritic(policy)(torch.arange(6)[None]).values.abs().max() == 0
+    actor = tiny()
+    with torch.no_grad():
+        values = actor(torch.tensor([[1, 2, 3, 4]])).values
+        changed = actor(torch.tensor([[1, 2, 3, 9]])).values
+    torch.testing.assert_close(values, changed, rtol=0, atol=1e-6)
+    assert values.shape == (1, 3)
+
+
+def test_the_policy_loss_in_closed_form() -> None:
+    ratio = torch.tensor([1.0, 1.5, 1.5, 0.5, 0.5, 10.0])
+    advantages = torch.tensor([2.0, 2.0, -2.0, 2.0, -2.0, -2.0])
+    losses, clipped = policy_losses(ratio, advantages, cliprange=0.2, dual_clip=None)
+    assert losses.tolist() == pytest.approx([-2.0, -2.4, 3.0, -1.0, 1.6, 20.0])
+    assert clipped.tolist() == [False, True, False, False, True, False]
+    losses, clipped = policy_losses(ratio, advantages, cliprange=0.2, dual_clip=3.0)
+    assert losses.tolist() == pytest.approx([-2.0, -2.4, 3.0, -1.0, 1.6, 6.0])
+    assert clipped.tolist() == [False, True, False, False, True, True]
+
+
+def test_the_value_loss_in_closed_form() -> None:
+    values = torch.tensor([1.0, 2.0, 2.0])
+    losses, clipped = value_losses(
+        values, old=torch.tensor([1.0, 1.0, 1.0]), returns=torch.tensor([3.0, 3.0, 1.0]), cliprange=0.2
+    )
+    # V = R - 2; V moved by 1 towards R (counts as 0.2); V moved by 1 away from R (counts in full)
+    assert losses.tolist() == pytest.approx([2.0, 0.5 * 1.8**2, 0.5])
+    assert clipped.tolist() == [False, True, False]
+
+
+def test_the_first_update_has_ratio_one_and_nothing_clipped() -> None:
+    actor = tiny()
+    loss = ppo_loss(actor, some_experience(actor), PPOSettings(), temperature=1.0)
+    figures = {name: total / count for name, (total, count) in loss.metrics.items()}
+    assert figures["val/ratio"] == pytest.approx(1, abs=1e-4)
+    assert figures["policy/approxkl_avg"] == pytest.approx(0, abs=1e-8)
+    assert figures["policy/clipfrac_avg"] == figures["val/clipfrac_avg"] == 0.0
+    assert loss.count == int(some_experience(actor).mask.sum())
+
+
+def updated(parts: list[Experience], *, vf_coef: float = 0.3) -> Tensor:
+    actor = tiny()
+    optimizer = torch.optim.SGD(actor.parameters(), lr=1.0)
+    settings = PPOSettings(vf_coef=vf_coef, dual_clip=3.0)
+    train_step(actor, optimizer, parts, lambda m, b: ppo_loss(m, b, settings, temperature=0.7), clip=1e9)  # type: ignore[arg-type]
+    return torch.cat([weight.detach().flatten() for weight in actor.parameters()])
+
+
+def test_micro_batches_row_order_padding_and_junk_change_nothing() -> None:
+    batch = some_experience(tiny(), off=0.3)
+    whole = updated([batch])
+    order = torch.tensor([3, 0, 7, 1, 6, 2, 5, 4])
+    junk = torch.where(batch.mask[:, 1:], 0.0, math.nan)
+    tensors = batch.tensors()
+    ids, mask = tensors.pop("ids"), tensors.pop("mask")
+    dirty = Experience(ids, mask, **{name: value + junk for name, value in tensors.items()})
+    wider = Experience(**{name: torch.nn.functional.pad(value, (0, 3)) for name, value in batch.tensors().items()})
+    for parts in ([batch.take(torch.arange(1)), batch.take(torch.arange(1, 8))], [batch.take(order)], [dirty], [wider]):
+        torch.testing.assert_close(updated(parts), whole, rtol=0, atol=2e-6)
+
+
+def test_the_value_head_learns_only_from_its_own_loss() -> None:
+    before = torch.cat([weight.detach().flatten() for weight in tiny().parameters()])
+    after = updated([some_experience(tiny(), off=0.3)], vf_coef=0.0)
+    head = slice(-17, None)
+    assert torch.equal(before[head], after[head])
+    assert not torch.equal(before, after)
+
+
+def test_the_kl_coefficient_moves_towards_its_target() -> None:
+    coefficient = KLCoefficient(PPOSettings(kl_coef=0.1, kl_target=6.0, horizon=1000.0))
+    coefficient.update(6.6, completions=50)
+    assert coefficient.value == pytest.approx(0.1 * (1 + 0.1 * 50 / 1000))
+    coefficient.value = 0.1
+    coefficient.update(60.0, completions=50)  # the error is clipped
+    assert coefficient.value == pytest.approx(0.1 * (1 + 0.2 * 50 / 1000))
+    coefficient.value = 0.1
+    coefficient.update(0.0, completions=50)
+    assert coefficient.value == pytest.approx(0.1 * (1 - 0.2 * 50 / 1000))
+    fixed = KLCoefficient(PPOSettings(kl_coef=0.1))
+    fixed.update(100.0, completions=50)
+    assert fixed.value == 0.1
+
+
+def test_a_kl_coefficient_of_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="greater than 0"):
+        PPOSettings(kl_coef=0.0)
+
+
+def test_running_moments_are_those_of_all_scores() -> None:
+    scores = torch.randn(100, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    moments = RunningMoments()
+    for part in scores.split([1, 30, 0, 69]):
+        moments.update(part)
+    assert moments.mean == pytest.approx(float(scores.mean()), abs=1e-5)
+    assert moments.deviation == pytest.approx(float(scores.std()), abs=1e-5)
+    assert RunningMoments(*moments.state()).deviation == moments.deviation
+
+
+def test_explained_variance() -> None:
+    returns = torch.tensor([[1.0, 2.0, 3.0, math.nan]])
+    mask = torch.tensor([[True, True, True, False]])
+    assert explained_variance(returns, returns, mask) == 1.0
+    assert explained_variance(torch.zeros(1, 4), returns, mask) == 0.0
+    assert explained_variance(-returns, returns, mask) < 0
+    assert explained_variance(returns, torch.ones(1, 4), mask) == 0.0
+
+
+def test_the_wrapper_names_the_policy_apart_from_the_value_head() -> None:
+    actor = tiny()
+    assert isinstance(actor.policy, Transformer)
+    heads = {name for name, _ in actor.named_parameters() if not name.startswith("policy.")}
+    assert heads == {"value.weight", "value.bias"}

@@ -1,0 +1,197 @@
+"""Whole runs on a tiny policy: they learn, resume to the bit, and refuse what does not fit."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmcore.checkpoint import load_checkpoint, save_model
+from llmcore.config import load_config
+from llmcore.errors import ArtifactError, ConfigError, DataError
+from llmcore.manifest import read_manifest, write_manifest
+from llmcore.model.config import ModelConfig
+from llmcore.records import Message, Prompt, write_records
+from llmcore.scoring import SCALE_FILE, RewardScale, scale_bytes
+from llmcore.storage import sha256_file
+from llmcore.tokenizer import SpecialTokens, Tokenizer
+from llmcore.train.metrics import read_metrics
+from llmrl.config import GRPOConfig, PPOConfig
+from llmrl.evaluate import evaluate_checkpoints, report_lines, show_rollout
+from llmrl.run import grpo, ppo
+
+TOKENIZER = Tokenizer.byte_level()
+SMALL = [
+    "train.batch=16",
+    "train.lr=0.003",
+    "train.dtype=fp32",
+    "train.device=cpu",
+    "train.log_every=1",
+    "train.eval_every=4",
+    "train.save_every=3",
+    "rollout.max_completion_length=6",
+    "rollout.eval_prompts=4",
+    "rollout.log_samples=2",
+    "rewards.short.kind=length",
+    "rewards.short.target=2",
+    "inputs.reward=short",
+]
+
+
+def write_policy(folder: Path, *, seed: int = 0, tokenizer: Tokenizer = TOKENIZER, kind: str = "policy") -> Path:
+    """An untrained tiny model as an artifact, which ends its turn now and then."""
+    folder.mkdir()
+    head = "scalar" if kind == "reward" else "lm"
+    config = ModelConfig(vocab_size=tokenizer.vocab_size, width=16, depth=1, context=64, head=head)
+    model = config.build(seed=seed)
+    with torch.no_grad():
+        model.embedding.weight[tokenizer.end_of_turn_id] *= 8
+    files = save_model(folder, model, tokenizer)
+    if kind == "reward":
+        (folder / SCALE_FILE).write_bytes(scale_bytes(RewardScale()))
+        files.append(SCALE_FILE)
+    write_manifest(folder, kind=kind, made_by="test", config={}, files=files)
+    return folder
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> list[str]:
+    """Settings that name a policy and prompts."""
+    prompts = tmp_path / "prompts"
+    prompts.mkdir()
+    for split, start in (("train", 0), ("valid", 50)):
+        rows = [Prompt(prompt=(Message(role="user", content=f"{start + i}"),), answer=str(i)) for i in range(12)]
+        write_records(prompts / f"{split}.jsonl", rows)
+    write_policy(tmp_path / "policy")
+    return [*SMALL, f"inputs.policy={tmp_path / 'policy'}", f"inputs.prompts={prompts}"]
+
+
+ALGORITHMS = {
+    "grpo": (grpo, GRPOConfig, ["train.steps=8", "grpo.num_generations=4"]),
+    "grpo-iterations": (grpo, GRPOConfig, ["train.steps=8", "grpo.num_generations=4", "grpo.num_iterations=3"]),
+    "grpo-refilled": (
+        grpo,
+        GRPOConfig,
+        ["train.steps=8", "grpo.num_generations=2", "grpo.refill_attempts=2", "grpo.kl_in_reward=true"],
+    ),
+    "ppo": (
+        ppo,
+        PPOConfig,
+        ["train.steps=8", "ppo.num_mini_batches=2", "ppo.kl_target=1", "ppo.normalize_scores=true", "ppo.stop_kl=0.01"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_run_stopped_at_any_step_ends_in_the_same_model(name: str, inputs: list[str], tmp_path: Path) -> None:
+    stage, settings_class, settings = ALGORITHMS[name]
+    whole = stage(load_config(settings_class, [*inputs, *settings]), tmp_path / "whole", quiet=True)  # type: ignore[operator]
+    for stop in (2, 5, 7):
+        with pytest.raises(SystemExit):
+            stage(  # type: ignore[operator]
+                load_config(settings_class, [*inputs, *settings, f"train.stop_after={stop}"]),
+                tmp_path / "parts",
+                quiet=True,
+            )
+    again = stage(load_config(settings_class, [*inputs, *settings]), tmp_path / "parts", quiet=True)  # type: ignore[operator]
+    assert again.files["model.safetensors"].sha256 == whole.files["model.safetensors"].sha256
+    assert whole.files["model.safetensors"] != read_manifest(tmp_path / "policy").files["model.safetensors"]
+    assert again.id == whole.id
+    timed = {"seconds", "tokens_per_s"}
+    rows, parts = (
+        [{k: v for k, v in row.items() if k not in timed} for row in read_metrics(tmp_path / run / "run/metrics.jsonl")]
+        for run in ("whole", "parts")
+    )
+    assert rows == parts
+    samples = [(tmp_path / run / "run/samples.jsonl").read_text() for run in ("whole", "parts")]
+    assert samples[0] == samples[1] and len(samples[0].splitlines()) >= 8
+
+
+def test_the_first_step_starts_at_the_reference(inputs: list[str], tmp_path: Path) -> None:
+    for stage, settings_class, settings in (ALGORITHMS["grpo-iterations"], ALGORITHMS["ppo"]):
+        out = tmp_path / settings_class.__name__
+        stage(load_config(settings_class, [*inputs, *settings]), out, quiet=True)  # type: ignore[operator]
+        first = read_metrics(out / "run/metrics.jsonl")[0]
+        assert abs(first["objective/kl"]) < 1e-4
+        assert first.get("ratio/mean", first.get("val/ratio")) == pytest.approx(1, abs=1e-4)
+        assert first.get("clip_ratio/region_mean", first.get("policy/clipfrac_avg")) == 0
+        assert first["grad_norm"] > 0
+        assert 0 <= first["completions/clipped_ratio"] <= 1 and first["rewards/short/mean"] == first["reward"]
+
+
+def test_the_artifact_names_its_parents_and_leaves_them_alone(inputs: list[str], tmp_path: Path) -> None:
+    reward = write_policy(tmp_path / "reward", seed=3, kind="reward")
+    before = [sha256_file(tmp_path / name / "model.safetensors") for name in ("policy", "reward")]
+    config = load_config(
+        PPOConfig, [*inputs, "train.steps=2", f"inputs.reward={reward} + 0.5*short + 0*exact", "grpo-is-not-ppo=1"][:-1]
+    )
+    made = ppo(config, tmp_path / "out", quiet=True)
+    assert set(made.parents) == {"policy", "reward", "prompts"}
+    assert made.parents["policy"].id == read_manifest(tmp_path / "policy").id
+    assert made.kind == "policy" and made.made_by == "llmrl ppo"
+    assert before == [sha256_file(tmp_path / name / "model.safetensors") for name in ("policy", "reward")]
+    figures = read_metrics(tmp_path / "out/run/metrics.jsonl")[0]
+    assert {"rewards/reward/mean", "rewards/short/std", "rewards/exact/mean", "critic/vf_explained_var"} <= set(figures)
+    assert figures["reward"] == pytest.approx(figures["rewards/reward/mean"] + 0.5 * figures["rewards/short/mean"])
+    load_checkpoint(tmp_path / "out")
+    sample = json.loads((tmp_path / "out/run/samples.jsonl").read_text().splitlines()[0])
+    assert {"prompt", "completion", "rewards", "reward", "advantage"} <= set(sample)
+
+
+def test_what_does_not_fit_is_refused(inputs: list[str], tmp_path: Path) -> None:
+    other = Tokenizer(TOKENIZER.files()["tokenizer.json"], SpecialTokens(bos=None))
+    reward = write_policy(tmp_path / "other", tokenizer=other, kind="reward")
+
+    def attempt(*settings: str) -> None:
+        grpo(load_config(GRPOConfig, [*inputs, "train.steps=1", *settings]), tmp_path / "out", quiet=True)
+
+    with pytest.raises(ArtifactError, match=f"{other.sha256[:16]}.*{TOKENIZER.sha256[:16]}"):
+        attempt(f"inputs.reward={reward}")
+    with pytest.raises(ArtifactError, match="holds a reward"):
+        attempt(f"inputs.policy={reward}")
+    with pytest.raises(ArtifactError, match="holds a policy"):
+        attempt(f"inputs.reward={tmp_path / 'policy'}")
+    with pytest.raises(ArtifactError, match="another tokenizer"):
+        attempt(f"inputs.reference={write_policy(tmp_path / 'reference', tokenizer=other)}")
+    with pytest.raises(ConfigError, match="--policy is missing"):
+        attempt("inputs.policy=none")
+    with pytest.raises(ConfigError, match="--reward is missing"):
+        attempt("inputs.reward=none")
+    with pytest.raises(ConfigError, match="max_completion_length"):
+        attempt("rollout.max_completion_length=64")
+    with pytest.raises(DataError, match="12 of 12 prompts"):
+        attempt("rollout.max_completion_length=60")
+    with pytest.raises(ConfigError, match="no multiple"):
+        attempt("grpo.num_generations=5")
+    with pytest.raises(ConfigError, match="beta above 0"):
+        attempt("grpo.beta=0", "grpo.kl_in_reward=true")
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluation_compares_policies_on_the_same_prompts(inputs: list[str], tmp_path: Path) -> None:
+    policy, other = tmp_path / "policy", write_policy(tmp_path / "second", seed=5)
+    report = evaluate_checkpoints(
+        [policy, policy, other][1:], reward="length", prompts=tmp_path / "prompts", samples=3, max_new_tokens=6
+    )
+    first, second = report[str(policy)], report[str(other)]
+    assert first["sampled/kl"]["value"] == pytest.approx(0, abs=1e-5)
+    assert second["sampled/kl"]["value"] > 0.01
+    assert second["sampled/gain"]["value"] == pytest.approx(
+        second["sampled/reward"]["value"] - first["sampled/reward"]["value"]
+    )
+    assert first["sampled/reward"]["low"] < first["sampled/reward"]["value"] < first["sampled/reward"]["high"]
+    assert first["sampled/best_of_3"]["value"] >= first["sampled/reward"]["value"]
+    assert any("greedy/length" in line for line in report_lines(report))
+    again = evaluate_checkpoints(
+        [policy, other], reward="length", prompts=tmp_path / "prompts", samples=3, max_new_tokens=6
+    )
+    assert again == report
+
+
+def test_a_rollout_can_be_looked_at(inputs: list[str], tmp_path: Path) -> None:
+    record = Prompt(prompt=(Message(role="user", content="1"),), answer="1")
+    rows = show_rollout(
+        tmp_path / "policy", record, reward="length", samples=5, temperature=1.0, max_new_tokens=6, seed=0
+    )
+    assert len(rows) == 5
+    assert sum(float(row["advantage"]) for row in rows) == pytest.approx(0, abs=1e-4)  # type: ignore[arg-type]

@@ -65,7 +65,7 @@ def line_chart(series: Sequence[Series], *, x_name: str, rulers: Sequence[Ruler]
     parts += [one_line(line, x, y, percent=percent) for line in drawn]
     legend = "".join(
         f'<span><i style="background:var(--{line.color})"></i>{escape(line.name)} '
-        f"<b>{number(moving_mean(line.points)[-1][1] if line.smooth else line.points[-1][1], percent=percent)}</b></span>"
+        f"<b>{number(shown(line)[-1][1], percent=percent)}</b></span>"
         for line in drawn
     )
     names = ", ".join(line.name for line in drawn)
@@ -80,15 +80,11 @@ def interval_chart(rows: Sequence[Interval], *, rulers: Sequence[Ruler] = (), pe
     x = axis(min(0.0, *edges), max(edges), left, WIDTH - 64)
     parts = []
     for tick in x.ticks:
-        parts.append(
-            f'<line class="grid" x1="{x.at(tick):.1f}" x2="{x.at(tick):.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>'
-        )
+        parts.append(rule("grid", x.at(tick), x.at(tick), TOP, height - BOTTOM))
         parts.append(text(x.at(tick), height - BOTTOM + 18, number(tick, percent=percent), "middle"))
     for ruler in rulers:
-        parts.append(
-            f'<line class="ruler" x1="{x.at(ruler.value):.1f}" x2="{x.at(ruler.value):.1f}" y1="{TOP}" '
-            f'y2="{height - BOTTOM}"/>' + text(x.at(ruler.value) + 5, TOP + 10, ruler.name, "start", "rulername")
-        )
+        parts.append(rule("ruler", x.at(ruler.value), x.at(ruler.value), TOP, height - BOTTOM))
+        parts.append(text(x.at(ruler.value) + 5, TOP + 10, ruler.name, "start", "rulername"))
     for place, row in enumerate(rows):
         middle = TOP + step * (place + 0.5)
         hint = f"{row.name}: {number(row.value, percent=percent)} " + (
@@ -112,10 +108,8 @@ def one_line(line: Series, x: Axis, y: Axis, *, percent: bool) -> str:
     color = f"var(--{line.color})"
     parts = []
     if line.smooth and len(line.points) > 4:
-        parts.append(
-            f'<path d="{path(line.points, x, y)}" fill="none" stroke="{color}" stroke-width="1" opacity=".35"/>'
-        )
-    points = moving_mean(line.points) if line.smooth else line.points
+        parts.append(f'<path d="{path(line.points, x, y)}" fill="none" stroke="{color}" opacity=".35"/>')
+    points = shown(line)
     parts.append(
         f'<path d="{path(points, x, y)}" fill="none" stroke="{color}" stroke-width="2.4" stroke-linejoin="round" '
         'stroke-linecap="round"/>'
@@ -129,18 +123,15 @@ def one_line(line: Series, x: Axis, y: Axis, *, percent: bool) -> str:
 
 def ruler_line(ruler: Ruler, y: Axis, *, percent: bool) -> str:
     place = y.at(ruler.value)
-    name = text(
-        WIDTH - RIGHT - 4, place - 5, f"{ruler.name} {number(ruler.value, percent=percent)}", "end", "rulername"
-    )
-    return f'<line class="ruler" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{place:.1f}" y2="{place:.1f}"/>{name}'
+    name = f"{ruler.name} {number(ruler.value, percent=percent)}"
+    label = text(WIDTH - RIGHT - 4, place - 5, name, "end", "rulername")
+    return rule("ruler", LEFT, WIDTH - RIGHT, place, place) + label
 
 
 def grid(x: Axis, y: Axis, *, x_name: str, percent: bool) -> str:
     parts = []
     for tick in y.ticks:
-        parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y.at(tick):.1f}" y2="{y.at(tick):.1f}"/>'
-        )
+        parts.append(rule("grid", LEFT, WIDTH - RIGHT, y.at(tick), y.at(tick)))
         parts.append(text(LEFT - 8, y.at(tick) + 4, number(tick, percent=percent), "end"))
     for tick in x.ticks:
         parts.append(text(x.at(tick), HEIGHT - BOTTOM + 17, number(tick), "middle"))
@@ -173,6 +164,11 @@ def visible(points: Points) -> list[float]:
     return [min(value, max(later) + room) for value in values]
 
 
+def shown(line: Series) -> Points:
+    """The points of the bold line."""
+    return moving_mean(line.points) if line.smooth else line.points
+
+
 def moving_mean(points: Points) -> list[tuple[float, float]]:
     """Each point's mean over its neighbours, a twentieth of the curve to either side."""
     reach = max(1, len(points) // 20)
@@ -195,6 +191,10 @@ def number(value: float, *, percent: bool = False) -> str:
     if abs(value) >= 1000 and value == int(value):
         return f"{int(value):,}"
     return f"{value:.3g}" if abs(value) >= 1e-9 else "0"
+
+
+def rule(kind: str, x1: float, x2: float, y1: float, y2: float) -> str:
+    return f'<line class="{kind}" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>'
 
 
 def text(x: float, y: float, content: str, anchor: str, kind: str = "tick") -> str:

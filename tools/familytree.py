@@ -13,18 +13,13 @@ def draw_family(members: Sequence[Mapping[str, Any]], tones: Mapping[str, str]) 
     """A box for each artifact, a line from each parent; colours by the name of its stage."""
     people = {member["id"]: member for member in members}
     places = arrange(people)
-    lines = "".join(
-        descent(places[parent], places[child])
-        for child, member in people.items()
-        for parent in member["parents"].values()
-    )
+    pairs = [(parent, child) for child, member in people.items() for parent in member["parents"].values()]
+    lines = "".join(descent(places[parent], places[child]) for parent, child in pairs)
     boxes = "".join(person(people[name], place, tones) for name, place in places.items())
     width = max(x for x, _ in places.values()) + BOX_WIDTH + EDGE
     height = max(y for _, y in places.values()) + BOX_HEIGHT + EDGE
-    style = f"min-width:{width * 0.8:.0f}px"
-    return (
-        f'<svg viewBox="0 0 {width} {height}" style="{style}" role="img" aria-label="family tree">{lines}{boxes}</svg>'
-    )
+    shape = f'viewBox="0 0 {width} {height}" style="min-width:{width * 0.8:.0f}px"'
+    return f'<svg {shape} role="img" aria-label="family tree">{lines}{boxes}</svg>'
 
 
 def arrange(people: People) -> dict[str, tuple[float, float]]:

@@ -1,4 +1,4 @@
-"""Runs a line of commands once: what is complete and made from the same inputs is left alone, however often it is asked.
+"""Runs a line of commands once: what is complete, and made from the same inputs, is left alone.
 
 A command is known by its words, the text of its settings and the ids of its input artifacts. What it made, how long it
 took (over all its starts) and its largest memory are kept in `report.json`, written after every command.

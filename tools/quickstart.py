@@ -162,9 +162,9 @@ def explain(error: StepError) -> int:
     if error.code in (130, 143):
         print(f"\nstopped during {error.job.name}: {again}", file=sys.stderr)
     else:
+        command = " ".join(error.job.words[:2])
         print(
-            f"\nerror: {' '.join(error.job.words[:2])} ended with code {error.code}: mend what it says above, then {again}",
-            file=sys.stderr,
+            f"\nerror: {command} ended with code {error.code}: mend what it says above, then {again}", file=sys.stderr
         )
     return error.code
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import figures
-from charts import Interval, Ruler, Series, interval_chart, line_chart
+from charts import Interval, Points, Ruler, Series, interval_chart, line_chart
 from familytree import draw_family
 from line import read_record
 from llmcore.errors import LLMError
@@ -22,6 +22,7 @@ from rich.table import Table
 NAME = "report.html"
 TONES = {"pretrain": "gray", "sft": "blue", "reward": "amber", "ppo": "violet", "grpo": "green"}
 NAMES = {"pretrain": "base", "sft": "SFT", "reward": "reward", "ppo": "PPO", "grpo": "GRPO"}
+RULERS = ("unigram", "gzip -9", "xz -9")
 LONGEST = 70
 """Characters of an answer that are shown."""
 
@@ -43,12 +44,7 @@ def table(record: Record) -> Table:
         rows.add_column(column, no_wrap=column == "measured")
     for claim in figures.claims(record):
         mark = "[green]✓[/green]" if claim.kept else "[red]✗[/red]"
-        rows.add_row(
-            mark,
-            claim.what,
-            f"[bold]{claim.value.replace('[', chr(92) + '[')}[/bold]",
-            claim.beside.replace("[", r"\["),
-        )
+        rows.add_row(mark, claim.what, f"[bold]{plain(claim.value)}[/bold]", plain(claim.beside))
     return rows
 
 
@@ -95,9 +91,7 @@ def key_figures(record: Record) -> Iterator[tuple[str, str, str, str, str]]:
     """(tone, label, value, unit, what stands beside) of each tile."""
     found = record["figures"]
     if "pretrain" in found:
-        beside = (
-            f"gzip {found['rulers']['gzip -9']:.2f}, xz {found['rulers']['xz -9']:.2f}" if "rulers" in found else ""
-        )
+        beside = " · ".join(f"{name} {found['rulers'][name]:.2f}" for name in RULERS if "rulers" in found)
         yield "gray", "Pretraining", f"{found['pretrain']['bits_per_byte']:.2f}", "bits/byte", beside
     if "sft" in found:
         right, before = (found["sft"][name]["sampled"]["value"] for name in ("sft", "pretrain"))
@@ -122,16 +116,19 @@ def tile(tone: str, label: str, value: str, unit: str, beside: str) -> str:
 
 
 def promises(record: Record) -> str:
+    """Every promise, what was measured, and whether it is kept."""
     rows = "".join(
         f'<tr><td class="{"yes" if claim.kept else "no"}">{"✓" if claim.kept else "✗"}</td>'
-        f'<td>{escape(claim.what)}</td><td class="figure">{escape(claim.value)}</td><td class="quiet">{escape(claim.beside)}</td></tr>'
+        f'<td>{escape(claim.what)}</td><td class="figure">{escape(claim.value)}</td>'
+        f'<td class="quiet">{escape(claim.beside)}</td></tr>'
         for claim in figures.claims(record)
     )
+    head = "<tr><th></th><th>on data that no stage saw</th><th>measured</th><th>beside</th></tr>"
     note = "This was a <code>--fast</code> run: too short to keep them all." if record["fast"] else ""
     return section(
         "What it had to show",
         f"Intervals hold 95 %; that of a gain is taken prompt by prompt. {note}",
-        f'<div class="card wide"><table><tr><th></th><th>promise</th><th>measured</th><th>beside</th></tr>{rows}</table></div>',
+        f'<div class="card wide"><table>{head}{rows}</table></div>',
     )
 
 
@@ -142,11 +139,8 @@ def answers_section(record: Record) -> str:
         return ""
     cards = []
     for way, title in (("sampled", "One sample at temperature 1"), ("greedy", "The likeliest answer (greedy)")):
-        rows = [
-            Interval(NAMES[name], *(scores[name][f"{way}/rewards/literal"][edge] for edge in ("value", "low", "high")),
-                     color=TONES[name])
-            for name in figures.POLICIES if name in scores
-        ]  # fmt: skip
+        present = [name for name in figures.POLICIES if name in scores]
+        rows = [interval(NAMES[name], scores[name][f"{way}/rewards/literal"], TONES[name]) for name in present]
         cards.append(card(title, interval_chart(rows)))
     return section(
         "From guessing to answering",
@@ -161,9 +155,10 @@ def samples_section(samples: Sequence[Mapping[str, Any]]) -> str:
     if not samples:
         return ""
     names = [name for name in figures.POLICIES if name in samples[0]["given"]]
-    head = "".join(
+    stages = "".join(
         f'<th><span class="stage" style="--tone:var(--{TONES[name]})">{NAMES[name]}</span></th>' for name in names
     )
+    head = f"<tr><th>prompt</th><th>answer</th>{stages}</tr>"
     rows = "".join(
         f"<tr><td>&gt;&gt;&gt; {escape(sample['prompt'])}</td><td>{escape(sample['answer'])}</td>"
         + "".join(f"<td>{given_answer(sample['given'][name])}</td>" for name in names)
@@ -173,7 +168,7 @@ def samples_section(samples: Sequence[Mapping[str, Any]]) -> str:
     return section(
         "The same questions after every stage",
         "Greedy answers to prompts that were held out from every stage.",
-        f'<div class="card wide"><table class="samples"><tr><th>prompt</th><th>answer</th>{head}</tr>{rows}</table></div>',
+        f'<div class="card wide"><table class="samples">{head}{rows}</table></div>',
     )
 
 
@@ -188,24 +183,23 @@ def given_answer(given: Mapping[str, Any]) -> str:
 def text_section(found: Record, curves: Mapping[str, Rows]) -> str:
     """Bits per byte while pretraining, beside the rulers; the loss of fine-tuning."""
     rows = curves.get("pretrain", ())
-    train = [(row["step"], row["loss"] / math.log(2)) for row in rows if row.get("loss") is not None]
-    rulers = (
-        [Ruler(name, found["rulers"][name]) for name in ("unigram", "gzip -9", "xz -9")] if "rulers" in found else []
-    )
-    bits = line_chart(
-        [Series("training", train, "gray", smooth=True), Series("held out", points(rows, "val_bits_per_byte"), "blue")],
-        x_name="steps", rulers=rulers,
-    )  # fmt: skip
+    rulers = [Ruler(name, found["rulers"][name]) for name in RULERS] if "rulers" in found else []
+    training = [(x, y / math.log(2)) for x, y in points(rows, "loss")]
+    bits = learning_curve(training, points(rows, "val_bits_per_byte"), rulers=rulers)
     rows = curves.get("sft", ())
-    loss = line_chart(
-        [Series("training", points(rows, "loss"), "gray", smooth=True), Series("held out", points(rows, "val_loss"), "blue")],
-        x_name="steps",
-    )  # fmt: skip
+    loss = learning_curve(points(rows, "loss"), points(rows, "val_loss"))
+    cards = card("Pretraining: bits per byte", bits) + card("Fine-tuning: nats per answer token", loss)
     return section(
         "Learning to read, learning to answer",
         "A byte-unigram model knows how often each byte occurs; gzip and xz compress the whole held-out text at once.",
-        f'<div class="grid">{card("Pretraining: bits per byte", bits)}{card("Fine-tuning: nats per answer token", loss)}</div>',
+        f'<div class="grid">{cards}</div>',
     )
+
+
+def learning_curve(training: Points, held_out: Points, *, rulers: Sequence[Ruler] = (), percent: bool = False) -> str:
+    """What is measured on each batch, faintly, and what counts."""
+    lines = (Series("training", training, "gray", smooth=True), Series("held out", held_out, "blue"))
+    return line_chart(lines, x_name="steps", rulers=rulers, percent=percent)
 
 
 def reward_section(found: Record, curves: Mapping[str, Rows]) -> str:
@@ -214,21 +208,14 @@ def reward_section(found: Record, curves: Mapping[str, Rows]) -> str:
     if not rows:
         return ""
     rulers = [Ruler("longer answer wins", found["reward"]["ruler"]["value"])] if "reward" in found else []
-    accuracy = line_chart(
-        [Series("training", points(rows, "accuracy"), "gray", smooth=True),
-         Series("held out", points(rows, "val_accuracy"), "amber")],
-        x_name="steps", rulers=rulers, percent=True,
-    )  # fmt: skip
+    accuracy = learning_curve(points(rows, "accuracy"), points(rows, "val_accuracy"), rulers=rulers, percent=True)
     cards = [card("Pairs ranked right", accuracy)]
     if "reward" in found:
-        by_length = [
-            Interval(f"{name}", *(share[edge] for edge in ("value", "low", "high")), color="amber")
-            for name, share in found["reward"]["by_length"].items()
-        ]
+        by_length = [interval(name, share, "amber") for name, share in found["reward"]["by_length"].items()]
         cards.append(card("… where the right answer is shorter, as long, longer", interval_chart(by_length)))
     return section(
         "A model that judges",
-        "It began as the fine-tuned policy and learned from pairs: a right answer against a wrong one that looks alike.",
+        "It began as the fine-tuned policy and learned from pairs: a right answer against a wrong one that is close.",
         f'<div class="grid">{"".join(cards)}</div>',
     )
 
@@ -271,7 +258,8 @@ def cost_section(record: Record) -> str:
     )
     jobs = "".join(
         f'<tr><td>{escape(name)}</td><td class="figure">{figures.clock(job["seconds"])}</td>'
-        f'<td class="figure">{job["peak_bytes"] / figures.GIGABYTE:.2f} GB</td><td><code>{escape(job["command"])}</code></td></tr>'
+        f'<td class="figure">{job["peak_bytes"] / figures.GIGABYTE:.2f} GB</td>'
+        f"<td><code>{escape(job['command'])}</code></td></tr>"
         for name, job in record["jobs"].items()
     )
     total = figures.clock(figures.total_seconds(record))
@@ -288,7 +276,7 @@ def family_section(members: Sequence[Mapping[str, Any]]) -> str:
         return ""
     return section(
         "Family tree",
-        "Every artifact carries its ancestors' manifests; the ids name the whole history, so equal runs have equal ids.",
+        "Every artifact carries its ancestors' manifests. An id names the whole history: equal runs have equal ids.",
         f'<div class="card wide">{draw_family(members, TONES)}</div>',
     )
 
@@ -314,6 +302,15 @@ def next_section(out: Path) -> str:
     )  # fmt: skip
     text = "\n".join(f'<span class="comment"># {escape(why)}</span>\n{escape(command)}' for why, command in lines)
     return section("How to go on", "", f"<pre>{text}</pre>")
+
+
+def interval(name: str, found: Mapping[str, float], tone: str) -> Interval:
+    return Interval(name, found["value"], found["low"], found["high"], tone)
+
+
+def plain(text: str) -> str:
+    """Text in which rich sees no markup."""
+    return text.replace("[", r"\[")
 
 
 def section(title: str, text: str, body: str) -> str:

@@ -1,7 +1,7 @@
 """Rendering conversations: the ids, what is trained on, and that prompts are prefixes."""
 
 import pytest
-from llmcore.chat import FORMATS, render_chat
+from llmcore.chat import render_chat
 from llmcore.errors import ConfigError
 from llmcore.records import Message
 from llmcore.tokenizer import SpecialTokens, Tokenizer
@@ -41,7 +41,7 @@ def test_trained_on_are_answers_and_their_end_of_turn_only(tokenizer: Tokenizer)
     assert len(ids) == len(mask)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", ["chatml", "plain"])
 @pytest.mark.parametrize("answer", ["yes", "\n\nyes", "", " yes", "<|im_end|>"])
 def test_a_prompt_is_a_prefix_of_its_answered_conversation(tokenizer: Tokenizer, name: str, answer: str) -> None:
     tokenizer = Tokenizer(tokenizer.files()["tokenizer.json"], SpecialTokens(chat=name))

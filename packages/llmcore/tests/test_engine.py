@@ -31,16 +31,15 @@ def model() -> Transformer:
     model = tiny(vocab_size=260, width=32, depth=2, context=CONTEXT)
     data = torch.tensor(list(TEXT))
     starts = torch.Generator().manual_seed(0)
-    for step in range(60):
+    for step in range(100):
         rows = torch.randint(0, len(data) - 48, (16, 1), generator=starts) + torch.arange(48)
         loss = next_token_loss(model, Batch(data[rows], torch.ones_like(rows, dtype=torch.bool)))
         torch.autograd.backward(loss.total)
         with torch.no_grad():
             for parameter in model.parameters():
                 assert parameter.grad is not None
-                parameter.sub_(0.005 * (1 - step / 60) * parameter.grad.sign())  # Adam without its memory
+                parameter.sub_(0.005 * (1 - step / 100) * parameter.grad.sign())  # Adam without its memory
         model.zero_grad()
-    print(float(loss.total / loss.count))
     assert loss.total / loss.count < 2.0, "the fixture has not learned"
     return model.eval()
 
@@ -158,7 +157,7 @@ def read_shapes(model: Transformer, shapes: list[tuple[int, ...]]) -> torch.util
 def test_a_prompt_is_read_once_for_all_its_samples_and_finished_rows_leave(model: Transformer) -> None:
     shapes: list[tuple[int, ...]] = []
     handle = read_shapes(model, shapes)
-    found = generate(model, PROMPTS[:2], Sampling(max_new_tokens=40), stop_ids=[STOP], num_samples=16)
+    found = generate(model, PROMPTS[:2], Sampling(max_new_tokens=40), stop_ids=list(b";,.3"), num_samples=16)
     handle.remove()
     assert shapes[0] == (2, 20)
     rows = [shape[0] for shape in shapes[1:]]
@@ -181,7 +180,8 @@ def test_a_sequence_ends_with_its_stop_token(model: Transformer) -> None:
 
 
 def test_token_zero_may_stop_a_sequence(model: Transformer) -> None:
-    found = generate(model, PROMPTS[3:] + PROMPTS[:1], Sampling(max_new_tokens=60), stop_ids=[0], num_samples=2)
+    greedy = Sampling(max_new_tokens=60, temperature=0)
+    found = generate(model, PROMPTS[3:] + PROMPTS[:1], greedy, stop_ids=[0], num_samples=2)
     assert [len(samples[0].ids) for samples in found] == [31, 52, 57]
     assert not any(sample.stopped for samples in found for sample in samples)
 
@@ -223,7 +223,7 @@ def test_prompts_that_are_none_are_refused(model: Transformer) -> None:
 
 def test_stop_strings_end_sequences_anywhere_inside_tokens(model: Transformer) -> None:
     tokenizer = Tokenizer.byte_level()
-    sampling = Sampling(max_new_tokens=40, stop=("sat o", "= "))
+    sampling = Sampling(max_new_tokens=40, stop=("at o", "e "))
     found = generate(model, PROMPTS, sampling, stop_ids=[STOP], num_samples=4, tokenizer=tokenizer)
     free = generate(model, PROMPTS, sampling.model_copy(update={"stop": ()}), stop_ids=[STOP], num_samples=4)
     cut = 0

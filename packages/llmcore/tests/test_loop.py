@@ -7,12 +7,12 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from llmcore import storage
 from llmcore.errors import TrainingError
 from llmcore.losses import Batch, Loss, next_token_loss
 from llmcore.model.config import ModelConfig
@@ -364,7 +364,7 @@ def killing_at(step: int) -> Callable[[Any, Any], Loss]:
 def test_three_kills_lose_nothing_that_was_saved(tmp_path: Path) -> None:
     train(tmp_path / "whole")
     for calls, saved in ((1, []), (5, [3]), (4, [3, 6])):
-        status = in_child(lambda calls=calls: train(tmp_path / "out", loss_fn=killing_at(calls)))
+        status = in_child(partial(train, tmp_path / "out", loss_fn=killing_at(calls)))
         assert status == -signal.SIGKILL
         assert list(snapshot_paths(tmp_path / "out/run/checkpoints")) == saved
     train(tmp_path / "out")
@@ -386,9 +386,9 @@ def test_a_kill_at_any_file_operation_of_a_save_loses_nothing(tmp_path: Path, mo
                 os.kill(os.getpid(), signal.SIGKILL)
             real(descriptor)
 
-        monkeypatch.setattr(storage.os, "fsync", killing)
+        monkeypatch.setattr(os, "fsync", killing)
         statuses.add(in_child(lambda: train(tmp_path / "out", settings(save_every=1))))
-        monkeypatch.setattr(storage.os, "fsync", real)
+        monkeypatch.setattr(os, "fsync", real)
     assert -signal.SIGKILL in statuses
     train(tmp_path / "out", settings(save_every=1))
     assert_same_run(tmp_path / "out", tmp_path / "whole")

@@ -7,11 +7,12 @@ import pytest
 import torch
 from llmcore.errors import TrainingError
 from llmcore.model.config import ModelConfig
+from llmcore.model.transformer import Transformer
 from llmcore.train.optim import AdamW, parameter_groups, set_rate
 from torch import nn
 
 
-def tiny(**settings: object) -> nn.Module:
+def tiny(**settings: object) -> Transformer:
     return ModelConfig(vocab_size=20, width=16, depth=1, context=8).model_copy(update=settings).build(seed=0)
 
 
@@ -98,6 +99,7 @@ import torch
 from llmcore.model.config import ModelConfig
 from llmcore.losses import Batch, next_token_loss
 from llmcore.train.loop import train_step
+from llmcore.model.transformer import Transformer
 from llmcore.train.optim import AdamW
 model = ModelConfig(vocab_size=9, width=16, depth=1, context=8).build(seed=0)
 ids = torch.ones(2, 8, dtype=torch.long)

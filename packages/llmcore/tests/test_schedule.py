@@ -1,6 +1,7 @@
 """Schedules are closed forms of the step."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 from llmcore.errors import ConfigError
@@ -11,19 +12,19 @@ ALL = [Constant, Linear, Cosine, WarmupStableDecay]
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_warmup_rises_in_equal_steps_to_the_peak(kind: type[Schedule]) -> None:
+def test_warmup_rises_in_equal_steps_to_the_peak(kind: Callable[..., Schedule]) -> None:
     factor = kind(warmup=4).build(100)
     assert [factor(step) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_a_warmup_below_one_is_a_share_of_the_steps(kind: type[Schedule]) -> None:
+def test_a_warmup_below_one_is_a_share_of_the_steps(kind: Callable[..., Schedule]) -> None:
     shared, counted = kind(warmup=0.1).build(200), kind(warmup=20).build(200)
     assert [shared(step) for step in range(200)] == [counted(step) for step in range(200)]
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_without_warmup_the_first_step_has_the_peak(kind: type[Schedule]) -> None:
+def test_without_warmup_the_first_step_has_the_peak(kind: Callable[..., Schedule]) -> None:
     assert kind(warmup=0).build(10)(0) == 1.0
 
 
@@ -55,7 +56,7 @@ def test_warmup_stable_decay_holds_then_falls() -> None:
 
 @pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("warmup", [0, 0.3, 7, 50])
-def test_every_factor_of_a_short_run_is_a_rate(kind: type[Schedule], warmup: float) -> None:
+def test_every_factor_of_a_short_run_is_a_rate(kind: Callable[..., Schedule], warmup: float) -> None:
     factor = kind(warmup=warmup).build(7)
     assert all(0 < factor(step) <= 1 for step in range(7))
 

@@ -195,6 +195,16 @@ def test_a_scalar_head_scores_each_token_near_zero_at_first() -> None:
     assert model.head_weight().shape == (1, 256)
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_a_model_that_generated_first_can_be_trained(name: str) -> None:
+    """Whatever is kept from a forward in inference mode serves the backward too."""
+    model, ids = model_with(KINDS[name]), torch.randint(0, 50, (1, 6))
+    with torch.inference_mode():
+        model(ids)
+    model(ids).sum().backward()
+    assert model.embedding.weight.grad is not None
+
+
 def test_pooling_by_hand() -> None:
     hidden = torch.arange(12.0).view(2, 3, 2)
     attended = torch.tensor([[True, True, False], [False, True, True]])

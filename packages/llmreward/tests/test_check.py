@@ -21,7 +21,7 @@ def test_clean_pairs_have_no_flaw() -> None:
 def test_each_flaw_is_found_where_it_stands() -> None:
     clean = preference("p", "a", "b")
     assert found(clean, preference("q", "c", "c")) == {"identical": (1, (1,))}
-    assert found(clean, preference("q", "C d", "c  D")) == {"same but for spaces": (1, (1,))}
+    assert found(clean, preference("q", "c d", " c  d")) == {"same but for spaces": (1, (1,))}
     assert found(clean, preference("q", " ", "c")) == {"empty answer": (1, (1,))}
     assert found(clean, clean) == {"duplicate": (1, (1,))}
     assert found(clean, preference("p", "b", "a")) == {"contradiction": (2, (0, 1))}
@@ -29,6 +29,10 @@ def test_each_flaw_is_found_where_it_stands() -> None:
     assert found(clean, preference("q", "c", "d"), held_out=(preference("q", "x", "y"),)) == {
         "held-out prompt": (1, (1,))
     }
+
+
+def test_case_is_a_difference() -> None:
+    assert found(preference("p", "Ab", "aB")) == {}
 
 
 def test_the_same_answers_to_other_prompts_contradict_nothing() -> None:

@@ -26,7 +26,7 @@ def test_the_length_ruler_counts_equal_lengths_one_half() -> None:
     assert found.ruler.value == pytest.approx(2.5 / 4)
     assert {name: accuracy.cases for name, accuracy in found.by_length.items()} == {
         "shorter": 1,
-        "equal": 1,
+        "as_long": 1,
         "longer": 2,
     }
 

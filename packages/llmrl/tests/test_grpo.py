@@ -204,7 +204,7 @@ def test_the_gradient_over_all_completions_is_that_of_the_expected_reward() -> N
     rewards = torch.rand(len(ids), generator=torch.Generator().manual_seed(2))
     logprobs = token_logprobs(model, ids)
     chance = logprobs.sum(1).exp()
-    assert float(chance.sum()) == pytest.approx(1, abs=1e-5)
+    assert chance.sum().item() == pytest.approx(1, abs=1e-5)
     wanted = gradient_of(model, -(chance * rewards).sum())
     baseline = 0.37  # any constant
     advantages = (chance.detach() * (rewards - baseline))[:, None].expand(-1, 3)
@@ -238,7 +238,7 @@ def test_the_kl_in_the_loss_has_the_gradient_it_is_said_to_have(estimator: str, 
             temperature=1.0,
             longest=1,
         )
-        found += float(logprobs[i].exp()) * gradient_of(model, loss.total)
+        found += logprobs[i].exp().item() * gradient_of(model, loss.total)
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
 
 

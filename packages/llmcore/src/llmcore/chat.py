@@ -1,16 +1,17 @@
 """Conversations to token ids and loss mask: the one place that renders a conversation.
 
 Training and generation both come here, so that they agree on every id. A format is a Python function by name (no
-templates from files); it yields pieces, and only a piece marked as control can become a control token.
+templates from files, see `llmcore.chat_formats`); only what it marks as control can become a control token.
 """
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
+from llmcore.chat_formats import FORMATS, Format, Piece
 from llmcore.errors import ConfigError
 from llmcore.records import Message
-from llmcore.tokenizer import SpecialTokens, Tokenizer
+from llmcore.tokenizer import Tokenizer
 
 
 class Rendered(NamedTuple):
@@ -18,17 +19,6 @@ class Rendered(NamedTuple):
 
     ids: list[int]
     mask: list[bool]
-
-
-class Piece(NamedTuple):
-    """A part of a rendered conversation: one control token, or text that is encoded on its own."""
-
-    text: str
-    control: bool = False
-    trained: bool = False
-
-
-Format = Callable[[Sequence[Message], SpecialTokens, bool], Iterator[Piece]]
 
 
 def render_chat(messages: Sequence[Message], tokenizer: Tokenizer, *, generation_prompt: bool = False) -> Rendered:
@@ -42,11 +32,32 @@ def render_chat(messages: Sequence[Message], tokenizer: Tokenizer, *, generation
         rendered.ids.append(tokenizer.bos_id)
         rendered.mask.append(False)
     form = find_format(tokenizer.special.chat)
-    for piece in form(messages, tokenizer.special, generation_prompt):
-        ids = [tokenizer.token_id(piece.text)] if piece.control else tokenizer.encode(piece.text)
+    after: Literal["nothing", "control", "text"] = "control" if rendered.ids else "nothing"
+    for piece in join_texts(form(messages, tokenizer.special, generation_prompt)):
+        if piece.control:
+            ids = [tokenizer.token_id(piece.text)]
+        else:
+            ids = tokenizer.encode_part(piece.text, after=after)
         rendered.ids.extend(ids)
         rendered.mask.extend([piece.trained] * len(ids))
+        after = "control" if piece.control else "text"
     return rendered
+
+
+def join_texts(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The same with neighbouring texts made one, as tokens may reach across; never across the start of an answer."""
+    held: Piece | None = None
+    for piece in pieces:
+        if held is not None and not piece.control and held.trained == piece.trained:
+            held = held._replace(text=held.text + piece.text)
+            continue
+        if held is not None:
+            yield held
+        held = None if piece.control else piece
+        if piece.control:
+            yield piece
+    if held is not None:
+        yield held
 
 
 def find_format(name: str) -> Format:
@@ -56,35 +67,3 @@ def find_format(name: str) -> Format:
         advice = f" — did you mean {near[0]!r}?" if near else f" (known: {', '.join(FORMATS)})"
         raise ConfigError(f"unknown chat format {name!r}{advice}")
     return FORMATS[name]
-
-
-def chatml(messages: Sequence[Message], special: SpecialTokens, generation_prompt: bool) -> Iterator[Piece]:
-    """`<|im_start|>role⏎content<|im_end|>⏎` for each message."""
-    start = Piece("<|im_start|>", control=True)
-    for message in messages:
-        yield start
-        if message.role == "assistant":
-            # The header stands alone, as it does before an answer that is still to be generated.
-            yield Piece("assistant\n")
-            yield Piece(message.content, trained=True)
-            yield Piece(special.end_of_turn, control=True, trained=True)
-        else:
-            yield Piece(f"{message.role}\n{message.content}")
-            yield Piece(special.end_of_turn, control=True)
-        yield Piece("\n")
-    if generation_prompt:
-        yield start
-        yield Piece("assistant\n")
-
-
-def plain(messages: Sequence[Message], special: SpecialTokens, _generation_prompt: bool) -> Iterator[Piece]:
-    """The bare contents, a newline after each: prompt and completion without any roles."""
-    for message in messages:
-        trained = message.role == "assistant"
-        yield Piece(message.content, trained=trained)
-        if trained:
-            yield Piece(special.end_of_turn, control=True, trained=True)
-        yield Piece("\n")
-
-
-FORMATS: dict[str, Format] = {"chatml": chatml, "plain": plain}

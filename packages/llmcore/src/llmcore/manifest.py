@@ -5,6 +5,7 @@ artifact knows its family tree and no registry is needed. `id` names the entire 
 parents' ids and file hashes, so that identical runs have identical ids.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -251,6 +252,7 @@ def harmless(word: str) -> str:
     return name + equals + (path.name if relative.startswith("..") else relative)
 
 
+@functools.cache
 def git_commit() -> str:
     """The commit of the working folder, with `+` when it has uncommitted changes; empty where git knows none."""
     try:

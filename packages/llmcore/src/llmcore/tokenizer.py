@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import ValidationError
@@ -47,7 +47,7 @@ class SpecialTokens(Config):
     end_of_turn: str = "<|im_end|>"
     """Ends each turn: what training targets and generation stops on."""
     chat: str = "chatml"
-    """The chat format's name in `llmcore.chat.FORMATS`."""
+    """The chat format's name in `llmcore.chat_formats.FORMATS`."""
 
 
 class Tokenizer:
@@ -124,6 +124,18 @@ class Tokenizer:
         ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
         return ids
 
+    def encode_part(self, text: str, *, after: Literal["nothing", "control", "text"]) -> list[int]:
+        """Ids of a part of a longer text; it begins with the space that some tokenizers add only where the whole would.
+
+        Llama 2 and its like put a space before a text, or before each text between control tokens.
+        """
+        spaced = self._begins_with_space
+        if not text or after == "nothing" or spaced == "never" or (spaced == "always" and after == "control"):
+            return self.encode(text)
+        lead = self.encode("\n")
+        whole = self.encode("\n" + text)
+        return whole[len(lead) :] if whole[: len(lead)] == lead else self.encode(text)
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The same as `encode` for each text, on all cores where there is work for them."""
         data = [utf8(text) for text in texts]
@@ -161,6 +173,17 @@ class Tokenizer:
     def _library(self) -> "LibraryTokenizer":
         """The library's own tokenizer, told to read control tokens in text as text."""
         return open_library(self._document)
+
+    @cached_property
+    def _begins_with_space(self) -> Literal["never", "first", "always"]:
+        """Whether a space is put before no text, the very first, or each between control tokens."""
+        found = [step for name in ("normalizer", "pre_tokenizer") for step in steps_of(self._parsed.get(name))]
+        for step in found:
+            default = "always" if step.get("add_prefix_space") else "never"
+            spaced = "always" if step.get("type") == "Prepend" else step.get("prepend_scheme", default)
+            if spaced != "never":
+                return "first" if spaced == "first" else "always"
+        return "never"
 
     @cached_property
     def _is_lossless(self) -> bool:
@@ -229,6 +252,14 @@ def damaged(reason: str) -> ArtifactError:
     return ArtifactError(f"not a tokenizer ({reason})", hint="make it again with llmdata tokenizer")
 
 
+def steps_of(component: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The parts of a normalizer or pre-tokenizer, sequences taken apart."""
+    if component is None:
+        return []
+    inner = component.get("normalizers") or component.get("pretokenizers") or []
+    return [component] if component.get("type") != "Sequence" else [one for part in inner for one in steps_of(part)]
+
+
 def open_library(document: bytes) -> "LibraryTokenizer":
     """Build the library's tokenizer; what it says of a file it cannot use becomes one sentence."""
     from tokenizers import Tokenizer as Library
@@ -236,6 +267,8 @@ def open_library(document: bytes) -> "LibraryTokenizer":
     try:
         library = Library.from_str(document.decode("utf-8"))
         library.encode_special_tokens = True
+        library.no_truncation()
+        library.no_padding()
         library.encode("a 1\n", add_special_tokens=False)
     except Exception as error:
         raise damaged(str(error)) from None

@@ -9,8 +9,6 @@ import typer
 from llmcore import command
 from llmcore.command import JsonOption
 from llmcore.errors import ArtifactError, DataError
-from rich.console import Console
-from rich.table import Table
 
 if TYPE_CHECKING:
     from llmcore.shards import TokenShards
@@ -58,12 +56,9 @@ def usage(
     if json:
         print(json_library.dumps({"tokens": min(tokens, len(shards)), "shares": shares}))
         return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("layer", "evenness", *(f"expert {i}" for i in range(len(next(iter(shares.values())))))):
-        table.add_column(heading, justify="left" if heading == "layer" else "right")
+    print("shares of tokens by expert, the first expert first; evenness 1 is all alike, 0 is one for all")
     for layer, values in shares.items():
-        table.add_row(layer, f"{evenness(values):.3f}", *(f"{value:.1%}" for value in values))
-    Console().print(table)
+        print(f"{layer}  evenness {evenness(values):.3f}  " + " ".join(f"{value:6.1%}" for value in values))
 
 
 def windows(shards: "TokenShards", *, context: int, tokens: int) -> "Iterator[Tensor]":

@@ -112,6 +112,10 @@ def split_product(x: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
 
 
 def has_grouped_kernel(x: Tensor) -> bool:
-    """Newer versions of PyTorch have it for bfloat16, and on a CPU for float32 too."""
-    dtypes = (torch.bfloat16, torch.float32) if x.device.type == "cpu" else (torch.bfloat16,)
-    return hasattr(F, "grouped_mm") and x.dtype in dtypes and x.device.type in ("cpu", "cuda")
+    """Whether this PyTorch has a grouped product for these activations that beats one product for each expert.
+
+    On a CPU it does in float32 alone. Milliseconds of a layer forward + backward, 2048 tokens, width 256, 8 experts,
+    2 active, 1 thread of a Zen 5, dense / grouped / one by one: float32 38 / 52 / 56, bfloat16 22 / 42 / 36.
+    """
+    dtype = torch.float32 if x.device.type == "cpu" else torch.bfloat16
+    return hasattr(F, "grouped_mm") and x.dtype == dtype and x.device.type in ("cpu", "cuda")

@@ -11,7 +11,6 @@ from llmcore.tokenizer import Tokenizer
 from llmcore.train.loop import fit
 from llmcore.train.run import Run
 from llmcore.train.source import FromFunction
-from torch import nn
 
 from llmpretrain.batches import TokenBatches
 from llmpretrain.config import PretrainConfig
@@ -28,6 +27,9 @@ def run(
     tokens = verify_artifact(data, expect="tokens")
     tokenizer = Tokenizer.load(data)
     config = config.model_copy(update={"model": config.model.with_vocabulary(tokenizer.vocab_size)})
+    train = TokenShards(data, "train", tokenizer=tokenizer)
+    valid = TokenShards(data, "valid", tokenizer=tokenizer)
+    epochs = config.train.steps * config.train.batch * config.model.context / len(train)
     job = Run(
         out,
         made_by="llmpretrain run",
@@ -37,13 +39,12 @@ def run(
         resume=resume,
         json=json,
         quiet=quiet,
+        facts={"data": f"{data} · {len(train):,} tokens to train on, {len(valid):,} held out · {epochs:.2f} epochs"},
+        next_commands=[f"llmcore generate {out} --prompt 'def '", f"llmsft run --base {out}"],
     )
-    train = TokenShards(data, "train", tokenizer=tokenizer)
-    valid = TokenShards(data, "valid", tokenizer=tokenizer)
     batches = TokenBatches(train, context=config.model.context, train=config.train)
 
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        assert isinstance(model, Transformer)
+    def evaluate(model: Transformer) -> dict[str, float]:
         found = held_out(model, valid, tokenizer, windows=EVAL_WINDOWS)
         return {"loss": found.loss, "bits_per_byte": found.bits_per_byte.value}
 

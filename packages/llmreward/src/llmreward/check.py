@@ -79,7 +79,7 @@ def check_preferences(
 
 MEANINGS = {
     "identical": "both answers are the same, so nothing can be learned",
-    "same but for spaces": "the answers differ in white space or case alone",
+    "same but for spaces": "the answers differ in white space alone",
     "empty answer": "one side says nothing",
     "duplicate": "the same pair stands earlier",
     "contradiction": "the same two answers stand elsewhere the other way round",
@@ -90,7 +90,7 @@ MEANINGS = {
 
 
 def same_words(record: Preference) -> bool:
-    left, right = (" ".join(side.lower().split()) for side in (record.chosen, record.rejected))
+    left, right = (" ".join(side.split()) for side in (record.chosen, record.rejected))
     return left == right and record.chosen != record.rejected
 
 

@@ -111,7 +111,7 @@ def report(scores: PairScores) -> Report:
     margins = scores.chosen - scores.rejected
     longer = scores.chosen_length - scores.rejected_length
     calibration_error, reliability = calibration(margins)
-    groups = {"shorter": longer < 0, "equal": longer == 0, "longer": longer > 0}
+    groups = {"shorter": longer < 0, "as_long": longer == 0, "longer": longer > 0}
     return Report(
         accuracy=share(margins > 0),
         ruler=wilson(float((longer > 0).sum() + (longer == 0).sum() / 2), len(longer)),
@@ -196,7 +196,7 @@ def lines(evaluation: Evaluation) -> Iterator[str]:
     yield f"accuracy               {in_words(found.accuracy)}   (ties are wrong)"
     yield f"'longer answer wins'   {in_words(found.ruler)}"
     for name, accuracy in found.by_length.items():
-        yield f"  chosen is {name:<10} {in_words(accuracy)}"
+        yield f"  chosen is {name.replace('_', ' '):<10} {in_words(accuracy)}"
     yield f"loss {found.loss:.4f} (a coin: 0.6931) · margin {found.margin:+.3f} · ECE {found.calibration_error:.3f}"
     of_answers, of_pairs = found.length_correlation, found.margin_length_correlation
     yield f"correlation of reward and length {of_answers:+.2f}, of their differences in a pair {of_pairs:+.2f}"

@@ -93,6 +93,9 @@ def evaluate(
     samples: Annotated[int, typer.Option(min=1, help="Sampled completions of each; more give best-of-n.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+    answers: Annotated[
+        Path | None, typer.Option("--answers", metavar="FILE", help="Write every greedy completion here, as JSONL.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Reward, KL and length on held-out prompts, with 95 % intervals, and how much the first is surpassed.
@@ -112,6 +115,7 @@ def evaluate(
         samples=samples,
         max_new_tokens=max_new_tokens,
         seed=seed,
+        answers=answers,
     )
     print(json_library.dumps(report) if json else "\n".join(report_lines(report)))
 

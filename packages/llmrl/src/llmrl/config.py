@@ -2,10 +2,11 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from llmcore.config import Config
 from llmcore.train.config import TrainConfig
+from llmcore.train.optim import AdamW
 from llmcore.train.schedule import Linear
 from llmrl.rewards import AnyReward
 
@@ -72,6 +73,12 @@ class GRPOSettings(Config):
     refill_attempts: int = Field(0, ge=0, le=8)
     """How often groups of equal rewards are replaced by groups of other prompts (DAPO's dynamic sampling)."""
 
+    @field_validator("scale_rewards", mode="before")
+    @classmethod
+    def spelled(cls, value: object) -> object:
+        """`grpo.scale_rewards=none` on a command line arrives as None."""
+        return "none" if value is None else value
+
     @model_validator(mode="after")
     def check(self) -> "GRPOSettings":
         """Settings that contradict each other."""
@@ -136,7 +143,14 @@ class GRPOConfig(RLConfig):
     grpo: GRPOSettings = GRPOSettings()
     """The algorithm."""
     train: TrainConfig = TrainConfig(
-        steps=200, batch=128, lr=2e-4, schedule=Linear(floor=0.1), log_every=5, eval_every=50, save_every=50
+        steps=200,
+        batch=128,
+        lr=2e-4,
+        optimizer=AdamW(weight_decay=0.0),
+        schedule=Linear(floor=0.1),
+        log_every=5,
+        eval_every=50,
+        save_every=50,
     )
     """The optimization; `batch` counts completions."""
 
@@ -157,6 +171,13 @@ class PPOConfig(RLConfig):
     ppo: PPOSettings = PPOSettings()
     """The algorithm."""
     train: TrainConfig = TrainConfig(
-        steps=400, batch=128, lr=2e-4, schedule=Linear(floor=0.1), log_every=10, eval_every=100, save_every=100
+        steps=400,
+        batch=128,
+        lr=2e-4,
+        optimizer=AdamW(weight_decay=0.0),
+        schedule=Linear(floor=0.1),
+        log_every=10,
+        eval_every=100,
+        save_every=100,
     )
     """The optimization; `batch` counts completions."""

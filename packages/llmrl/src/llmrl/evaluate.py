@@ -4,6 +4,7 @@ Every mean comes with its 95 % interval over prompts. Two policies answer the sa
 prompt by prompt: its interval is much narrower than the two apart.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from llmcore.errors import ArtifactError
 from llmcore.generate.sampling import Sampling
 from llmcore.model.transformer import Transformer
 from llmcore.records import Prompt, load_records
+from llmcore.storage import write_durably
 from llmcore.tokenizer import Tokenizer
 from llmrl.advantages import group_advantages
 from llmrl.rewards import Rewards, build_rewards
@@ -143,8 +145,12 @@ def evaluate_checkpoints(
     samples: int = 1,
     max_new_tokens: int = 32,
     seed: int = 0,
+    answers: Path | None = None,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """By checkpoint, then `sampled`, `greedy` and the gains over the first checkpoint: figures with intervals."""
+    """By checkpoint, then `sampled`, `greedy` and the gains over the first checkpoint: figures with intervals.
+
+    `answers` names a file that takes every greedy completion, one JSON object a line.
+    """
     first = load_checkpoint(folders[0], expect="policy")
     anchor_folder = reference or folders[0]
     anchor = load_checkpoint(anchor_folder, expect="policy")
@@ -157,6 +163,7 @@ def evaluate_checkpoints(
     chosen = range(len(held_out.records))
     report: dict[str, dict[str, dict[str, float]]] = {}
     base: dict[str, Answers] = {}
+    given: list[dict[str, JsonValue]] = []
     for folder in folders:
         model = load_checkpoint(folder, expect="policy")
         check_same_tokenizer(folder, model.tokenizer, first.tokenizer)
@@ -182,8 +189,26 @@ def evaluate_checkpoints(
                 figures["gain"] = compare(base[way], found)
             base.setdefault(way, found)
             entry |= {f"{way}/{name}": figure._asdict() for name, figure in figures.items()}
+        given += answer_lines(folder, held_out, found)
         report[str(folder)] = entry
+    if answers is not None:
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in given)
+        write_durably(answers, text.encode("utf-8", "surrogatepass"))
     return report
+
+
+def answer_lines(folder: Path, prompts: Prompts, answers: Answers) -> list[dict[str, JsonValue]]:
+    """Every prompt with one policy's completion of it and what each term of the reward gives for that."""
+    return [
+        {
+            "policy": str(folder),
+            "prompt": record.prompt[-1].content,
+            "answer": record.answer,
+            "completion": text,
+            "rewards": {name: number_or_none(values[i]) for name, values in answers.terms.items()},
+        }
+        for i, (record, text) in enumerate(zip(prompts.records, answers.texts, strict=True))
+    ]
 
 
 def report_lines(report: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:

@@ -12,7 +12,6 @@ from llmcore.records import Chat, load_records
 from llmcore.train.loop import fit
 from llmcore.train.run import Run
 from llmcore.train.source import FromFunction
-from torch import nn
 
 from llmsft.batches import ChatBatches
 from llmsft.config import SFTConfig
@@ -44,10 +43,11 @@ def run(config: SFTConfig, out: Path, *, resume: str = "auto", json: bool = Fals
         resume=resume,
         json=json,
         quiet=quiet,
+        facts={"data": describe(data, batches.counts), "base": f"{base} · {start.manifest.id}"},
+        next_commands=[f"llmcore chat {out}", f"llmsft eval {base} {out} --data {data}"],
     )
 
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        assert isinstance(model, Transformer)
+    def evaluate(model: Transformer) -> dict[str, float]:
         return {"loss": chat_loss(model, held_out[:EVAL_CHATS], start.tokenizer)}
 
     torch.manual_seed(config.train.seed)
@@ -59,4 +59,10 @@ def run(config: SFTConfig, out: Path, *, resume: str = "auto", json: bool = Fals
         job,
         evaluate=evaluate if held_out else None,
     )
-    return job.finish(start.model)
+    return job.finish(start.model, counts=batches.counts)
+
+
+def describe(data: Path, counts: dict[str, int]) -> str:
+    """The data in one line: how many rows, and how much of them is trained on."""
+    share = counts["trained tokens"] / counts["tokens"]
+    return f"{data} · {counts['rows']:,} chats · {counts['trained tokens']:,} trained tokens, {share:.0%} of all"

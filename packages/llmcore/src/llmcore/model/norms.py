@@ -54,9 +54,7 @@ class LayerNorm(Norm):
         return LayerNormLayer(width, eps=self.eps, bias=self.bias)
 
 
-AnyNorm = Annotated[
-    Norm, part("llmcore.norm", rmsnorm=RMSNorm, layernorm=LayerNorm, rmsnorm_offset=OffsetRMSNorm)
-]
+AnyNorm = Annotated[Norm, part("llmcore.norm", rmsnorm=RMSNorm, layernorm=LayerNorm, rmsnorm_offset=OffsetRMSNorm)]
 
 
 class RMSNormLayer(nn.Module):

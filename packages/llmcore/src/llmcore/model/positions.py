@@ -229,9 +229,10 @@ class SinusoidalLayer(PositionLayer):
 
     def embed(self, x: Tensor, start: int, positions: Tensor | None) -> Tensor:
         if self.table is None or self.table.device != x.device:
-            angles = outer_angles(self.context, rotary_frequencies(self.base, self.width + self.width % 2))
-            waves = torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)[:, : self.width]
-            self.table = (waves * self.scale).float().to(x.device)
+            with torch.inference_mode(False):
+                angles = outer_angles(self.context, rotary_frequencies(self.base, self.width + self.width % 2))
+                waves = torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)[:, : self.width]
+                self.table = (waves * self.scale).float().to(x.device)
         rows = self.table[start : start + x.shape[1]] if positions is None else self.table[positions]
         return x + rows.to(x.dtype)
 
@@ -255,12 +256,16 @@ class RoPELayer(PositionLayer):
         """(context, 1, C) on the device and in the dtype of x; angles in float64, so no position is off."""
         tables = self.tables
         if tables is None or tables.cosine.dtype != x.dtype or tables.cosine.device != x.device:
-            scaling = self.config.scaling
-            angles = outer_angles(self.context, scaling.frequencies(self.config.base, self.head_width))
-            cosine = (torch.cat([angles.cos(), angles.cos()], -1) * scaling.magnitude()).unsqueeze(1)
-            sine = (torch.cat([-angles.sin(), angles.sin()], -1) * scaling.magnitude()).unsqueeze(1)
-            tables = self.tables = Rotation(cosine.to(x.device, x.dtype), sine.to(x.device, x.dtype))
+            with torch.inference_mode(False):  # else a model that generated first could not be trained with them
+                tables = self.tables = self.make_tables(x.device, x.dtype)
         return tables
+
+    def make_tables(self, device: torch.device, dtype: torch.dtype) -> Rotation:
+        scaling = self.config.scaling
+        angles = outer_angles(self.context, scaling.frequencies(self.config.base, self.head_width))
+        cosine = (torch.cat([angles.cos(), angles.cos()], -1) * scaling.magnitude()).unsqueeze(1)
+        sine = (torch.cat([-angles.sin(), angles.sin()], -1) * scaling.magnitude()).unsqueeze(1)
+        return Rotation(cosine.to(device, dtype), sine.to(device, dtype))
 
 
 def rotary_frequencies(base: float, head_width: int) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
@@ -28,17 +29,17 @@ from llmcore.train.source import Source
 if TYPE_CHECKING:
     from llmcore.train.run import Run
 
+M = TypeVar("M", bound=nn.Module)
 B = TypeVar("B")
-Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
 
 def fit(
-    model: nn.Module,
+    model: M,
     source: Source[B],
-    loss_fn: Callable[[nn.Module, B], Loss],
+    loss_fn: Callable[[M, B], Loss],
     config: TrainConfig,
     run: Run,
-    evaluate: Evaluate | None = None,
+    evaluate: Callable[[M], Mapping[str, float]] | None = None,
 ) -> None:
     """Train `model` for `config.steps` steps, or go on where `run` stopped.
 
@@ -50,9 +51,10 @@ def fit(
         optimizer = config.optimizer.build(model, config.lr)
         factor = config.schedule.build(config.steps)
         session.restore(optimizer)
+        check = partial(evaluate, model) if evaluate is not None else None
         steps = source.steps_from(session.step, session.source_state)
         if session.step and due(session.step, config.eval_every, config):
-            session.evaluate(evaluate)  # the run was stopped before it could
+            session.evaluate(check)  # the run was stopped before it could
         while session.goes_on():
             lr = config.lr * factor(session.step)
             set_rate(optimizer, factor(session.step))
@@ -62,7 +64,7 @@ def fit(
                 result = train_step(model, optimizer, micro_batches, loss_fn, clip=config.clip, device=session.device)
             session.advance(result, lr=lr)
             if due(session.step, config.eval_every, config):
-                session.evaluate(evaluate)
+                session.evaluate(check)
             if due(session.step, config.save_every, config):
                 session.save(optimizer, source.state())
         session.end(optimizer, source.state)
@@ -84,10 +86,10 @@ class StepResult(NamedTuple):
 
 
 def train_step(
-    model: nn.Module,
+    model: M,
     optimizer: torch.optim.Optimizer,
     micro_batches: Sequence[B],
-    loss_fn: Callable[[nn.Module, B], Loss],
+    loss_fn: Callable[[M, B], Loss],
     *,
     clip: float,
     device: torch.device | str = "cpu",

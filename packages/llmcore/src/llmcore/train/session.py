@@ -171,7 +171,7 @@ class Session:
         """Tokens per second over the last steps, without evaluations and saves."""
         return round(sum(tokens for tokens, _ in self.recent) / (sum(s for _, s in self.recent) or 1e-9), 1)
 
-    def evaluate(self, function: Callable[[nn.Module], Mapping[str, float]] | None) -> None:
+    def evaluate(self, function: Callable[[], Mapping[str, float]] | None) -> None:
         """Add validation figures to this step's line, unless it has them; a signal puts them off to the next start."""
         if function is None or self.metrics.evaluated(self.step):
             return
@@ -179,7 +179,7 @@ class Session:
         torch.manual_seed(step_seed(self.config.seed, self.step))
         try:
             with self.stop.may_break(), torch.no_grad():
-                figures = {f"val_{name}": float(value) for name, value in function(self.model).items()}
+                figures = {f"val_{name}": float(value) for name, value in function().items()}
         except Interruption:
             return
         finally:

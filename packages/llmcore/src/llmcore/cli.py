@@ -11,15 +11,21 @@ from rich.tree import Tree
 
 from llmcore import command
 from llmcore.command import JsonOption
+from llmcore.config import load_config
 from llmcore.manifest import Manifest, family, read_manifest, verify_artifact
 
 app = command.new_app("Look at artifacts, talk to models, check the machine.")
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="An artifact: a folder with a manifest.json.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same text.")]
+SamplingSettings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SETTINGS]...", help="More of sampling: min_p=0.05, repetition_penalty=1.1, stop=['END']."),
+]
+MaxNewTokens = Annotated[int, typer.Option(help="Stop after this many tokens.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
 TopK = Annotated[int, typer.Option("--top-k", help="Sample among the k likeliest tokens; 0 is all.")]
 TopP = Annotated[float, typer.Option("--top-p", help="Sample among the likeliest tokens that hold this probability.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same text.")]
 
 
 @app.command()
@@ -73,12 +79,13 @@ def lineage(folder: Folder, json: JsonOption = False) -> None:
 @app.command()
 def generate(
     folder: Folder,
+    settings: SamplingSettings = None,
     prompt: Annotated[str, typer.Option(help="The text to continue.")] = "",
-    max_new_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.")] = 200,
+    num_samples: Annotated[int, typer.Option(min=1, help="How many continuations.")] = 1,
+    max_new_tokens: MaxNewTokens = 200,
     temperature: Temperature = 0.8,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
-    num_samples: Annotated[int, typer.Option(help="How many continuations.")] = 1,
     seed: Seed = 0,
     json: JsonOption = False,
 ) -> None:
@@ -86,15 +93,17 @@ def generate(
     from llmcore.generate.chat import run_generate
     from llmcore.generate.sampling import Sampling
 
-    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    sampling = load_config(Sampling, settings or [], {**options, "seed": seed})
     run_generate(folder, prompt, sampling, num_samples=num_samples, json=json)
 
 
 @app.command()
 def chat(
     folder: Folder,
+    settings: SamplingSettings = None,
     system: Annotated[str, typer.Option(help="A system message.")] = "",
-    max_new_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 256,
+    max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.8,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
@@ -104,7 +113,8 @@ def chat(
     from llmcore.generate.chat import run_chat
     from llmcore.generate.sampling import Sampling
 
-    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    sampling = load_config(Sampling, settings or [], {**options, "seed": seed})
     run_chat(folder, sampling, system=system)
 
 

@@ -93,7 +93,11 @@ def load_entry(entry: EntryPoint) -> object:
 def provider(owner: type) -> tuple[str, str] | None:
     """(distribution, version) of the package a class comes from; None for llmcore's own and for loose scripts."""
     top = owner.__module__.partition(".")[0]
-    names = [] if top == "llmcore" else packages_distributions().get(top, [])
+    if top == "llmcore":
+        return None
+    # Editable installs list no modules, but what they offer by entry point names its distribution.
+    offering = [entry.dist.name for entry in entry_points() if entry.dist and entry.module.split(".")[0] == top]
+    names = packages_distributions().get(top, offering)
     return (names[0], version(names[0])) if names else None
 
 

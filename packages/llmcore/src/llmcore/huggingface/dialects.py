@@ -95,8 +95,9 @@ CHATML = f"@BEGIN@{MESSAGES}{CHATML_LOOP}"
 
 def chatml_with(system: str) -> str:
     """ChatML with a system message always there."""
+    missing = "{%- if not messages or messages[0]['role'] != 'system' -%}"
     first = f"{{{{- '<|im_start|>system\\n{system}' + @END@ + '\\n' -}}}}"
-    return f"@BEGIN@{{%- if not messages or messages[0]['role'] != 'system' -%}}{first}{{%- endif -%}}{MESSAGES}{CHATML_LOOP}"
+    return f"@BEGIN@{missing}{first}{{%- endif -%}}{MESSAGES}{CHATML_LOOP}"
 
 
 QWEN3 = """@BEGIN@

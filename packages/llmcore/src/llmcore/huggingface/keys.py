@@ -47,7 +47,7 @@ def fused(ours: str, theirs: Sequence[str], sizes: Sequence[int]) -> Rule:
         ours,
         tuple(theirs),
         lambda parts: torch.cat(list(parts)),
-        lambda tensor: [part.contiguous() for part in tensor.split(list(sizes))],
+        lambda tensor: [part.contiguous() for part in torch.split(tensor, list(sizes))],
     )
 
 

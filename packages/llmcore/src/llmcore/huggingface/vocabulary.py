@@ -141,11 +141,12 @@ def complete(clues: Clues, special: SpecialTokens, data: bytes) -> bytes:
     document = clues.document
     added = document.setdefault("added_tokens", [])
     listed = {token["content"]: token for token in added}
-    for token in {special.bos, special.eos, special.pad, special.end_of_turn} - {None}:
-        assert token is not None
-        if token not in listed:
-            added.append(added_token(clues.vocabulary[token], token))
-        listed.get(token, {})["special"] = True
+    for token in (special.bos, special.eos, special.pad, special.end_of_turn):
+        if token in listed:
+            listed[token]["special"] = True
+        elif token is not None:
+            listed[token] = added_token(clues.vocabulary[token], token)
+            added.append(listed[token])
     added.sort(key=lambda token: token["id"])
     return data if document == json.loads(data) else json.dumps(document, ensure_ascii=False).encode()
 

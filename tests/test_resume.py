@@ -17,7 +17,7 @@ def command(stage: str, line: Line) -> list[str | Path]:
         "moe": ["llmpretrain", "run", "--data", line.tokens, *TINY, "model.feedforward.kind=moe"],
         "sft": ["llmsft", "run", "--base", line.base, "--data", line.chats],
         "reward": ["llmreward", "run", "--base", line.sft, "--data", line.preferences],
-        "grpo": ["llmrl", "grpo", *prompts, "--reward", "literal + length", "num_iterations=2"],
+        "grpo": ["llmrl", "grpo", *prompts, "--reward", "literal + length", "grpo.num_iterations=2"],
         "ppo": ["llmrl", "ppo", *prompts, "--reward", str(line.reward)],
     }
     return [*words[stage], *QUICK]

@@ -110,11 +110,12 @@ def text_claim(figures: Mapping[str, Any]) -> Iterator[Claim]:
     if not {"pretrain", "rulers"} <= figures.keys():
         return
     found, rulers = figures["pretrain"], figures["rulers"]
-    value, half = found["bits_per_byte"], found["half_width"]
+    bits = found["bits_per_byte"]
     names = ("xz -9", "gzip -9", "unigram")
     beside = " · ".join(f"{name} {rulers[name]:.2f}" for name in names)
-    kept = value + half < min(rulers[name] for name in names)
-    yield Claim("pretraining: bits per byte of unseen text", f"{value:.3f} ± {half:.3f}", beside, kept)
+    value = f"{bits['value']:.3f} [{bits['low']:.3f}, {bits['high']:.3f}]"
+    kept = bits["high"] < min(rulers[name] for name in names)
+    yield Claim("pretraining: bits per byte of unseen text", value, beside, kept)
 
 
 def answer_claim(figures: Mapping[str, Any]) -> Iterator[Claim]:
@@ -131,7 +132,7 @@ def reward_claim(figures: Mapping[str, Any]) -> Iterator[Claim]:
     if "reward" not in figures:
         return
     found = figures["reward"]
-    beside = f"‘the longer answer wins’ {share(found['ruler'])} · wanted 80 %"
+    beside = f"‘the longer answer wins’ {share(found['ruler'])} · wanted 80 %"
     yield Claim(
         "reward model: unseen pairs ranked right", share(found["accuracy"]), beside, found["accuracy"]["value"] >= 0.8
     )
@@ -167,7 +168,7 @@ def total_seconds(record: Mapping[str, Any]) -> float:
 
 def share(interval: Mapping[str, float]) -> str:
     """A share with its interval, in per cent."""
-    return f"{100 * interval['value']:.1f} % [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+    return f"{100 * interval['value']:.1f} % [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
 
 
 def clock(seconds: float) -> str:

@@ -103,7 +103,7 @@ def plan(options: argparse.Namespace) -> list[Step]:
         return job(target.name, words, file, *more, "--out", target, out=target, reads=reads, files=[file])
 
     def measure(name: str, words: str, *more: object, reads: Sequence[Path]) -> Job:
-        return job(name, words, *more, "--json", out=out / "eval" / f"{name}.json", reads=reads)
+        return job(f"eval {name}", words, *more, "--json", out=out / "eval" / f"{name}.json", reads=reads)
 
     text = [options.data] if options.data else []
     make_data = [

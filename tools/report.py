@@ -92,19 +92,19 @@ def key_figures(record: Record) -> Iterator[tuple[str, str, str, str, str]]:
     found = record["figures"]
     if "pretrain" in found:
         beside = " · ".join(f"{name} {found['rulers'][name]:.2f}" for name in RULERS if "rulers" in found)
-        yield "gray", "Pretraining", f"{found['pretrain']['bits_per_byte']:.2f}", "bits/byte", beside
+        yield "gray", "Pretraining", f"{found['pretrain']['bits_per_byte']['value']:.2f}", "bits/byte", beside
     if "sft" in found:
         right, before = (found["sft"][name]["sampled"]["value"] for name in ("sft", "pretrain"))
         yield "blue", "Fine-tuning", f"{100 * right:.0f}", "% right", f"base {100 * before:.1f} %"
     if "reward" in found:
         ruler = f"by length alone {100 * found['reward']['ruler']['value']:.0f} %"
-        yield "amber", "Reward model", f"{100 * found['reward']['accuracy']['value']:.0f}", "% ranked right", ruler
+        yield "amber", "Reward model", f"{100 * found['reward']['accuracy']['value']:.0f}", "% right", ruler
     for name in ("ppo", "grpo"):
         if name in found.get("rl", {}):
             right, gain = (found["rl"][name][f"sampled/{key}"]["value"] for key in ("rewards/literal", "gain"))
             yield TONES[name], NAMES[name], f"{100 * right:.0f}", "% right", f"{100 * gain:+.1f} points over SFT"
     cost = f"{record['machine']['cores']} cores, no GPU"
-    yield "red", "In all", figures.clock(figures.total_seconds(record)), "minutes", cost
+    yield "red", "In all", figures.clock(figures.total_seconds(record)), "min", cost
 
 
 def tile(tone: str, label: str, value: str, unit: str, beside: str) -> str:
@@ -175,6 +175,7 @@ def samples_section(samples: Sequence[Mapping[str, Any]]) -> str:
 def given_answer(given: Mapping[str, Any]) -> str:
     """An answer with its mark; what a model says is shown as text, cut and without control characters."""
     words = "".join(c if c.isprintable() else "⏎" if c == "\n" else "·" for c in given["text"])
+    words = words if words.strip() else words.replace(" ", "␣") or "(nothing)"
     words = words[:LONGEST] + ("…" if len(words) > LONGEST else "")
     mark = '<span class="yes">✓</span>' if given["right"] else '<span class="no">✗</span>'
     return f'{mark} <span class="{"right" if given["right"] else "wrong"}">{escape(words)}</span>'

@@ -7,18 +7,22 @@ import json
 import lzma
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from llmcore.shards import TokenShards
 from llmcore.tokenizer import Tokenizer
 
+PIECE = 1 << 18  # tokens decoded at a time
 
 def measure_rulers(tokens: Path) -> dict[str, float]:
     """Bits per byte of the held-out text by a byte-unigram model of the training text, gzip -9 and xz -9."""
     tokenizer = Tokenizer.load(tokens)
-    train, valid = (text_bytes(TokenShards(tokens, split), tokenizer) for split in ("train", "valid"))
-    counts = np.bincount(np.frombuffer(train, np.uint8), minlength=256) + 1.0
+    valid = b"".join(text_pieces(TokenShards(tokens, "valid"), tokenizer))
+    counts = np.ones(256)
+    for piece in text_pieces(TokenShards(tokens, "train"), tokenizer):
+        counts += np.bincount(np.frombuffer(piece, np.uint8), minlength=256)
     bits = -np.log2(counts / counts.sum())
     return {
         "bytes": len(valid),
@@ -28,9 +32,10 @@ def measure_rulers(tokens: Path) -> dict[str, float]:
     }
 
 
-def text_bytes(shards: TokenShards, tokenizer: Tokenizer) -> bytes:
-    """The text of a split."""
-    return tokenizer.decode_bytes(shards.read(0, len(shards)).tolist())
+def text_pieces(shards: TokenShards, tokenizer: Tokenizer) -> Iterator[bytes]:
+    """The text of a split, a part at a time."""
+    for start in range(0, len(shards), PIECE):
+        yield tokenizer.decode_bytes(shards.read(start, min(PIECE, len(shards) - start)).tolist())
 
 
 if __name__ == "__main__":

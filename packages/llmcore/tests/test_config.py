@@ -30,6 +30,7 @@ class Model(Config):
 
 class Settings(Config):
     model: Model = Model()
+    wide: Model = Model(width=512, norm=Large(groups=8))
     steps: int = 100
     lr: float | None = None
 
@@ -131,3 +132,17 @@ def test_parts_survive_a_json_round_trip() -> None:
 
 def test_the_cores_own_parts_need_no_package() -> None:
     assert needs_of(Settings()) == {}
+
+
+def test_a_table_given_in_part_keeps_the_stages_own_defaults() -> None:
+    found = load_config(Settings, ["wide.n_layers=3"]).wide
+    assert found == Model(width=512, n_layers=3, norm=Large(groups=8))
+
+
+def test_a_part_given_in_part_keeps_kind_and_defaults_unless_the_kind_changes() -> None:
+    class Nested(Config):
+        wide: Model = Model(width=512, norm=Large(groups=8))
+
+    assert load_config(Nested, ["wide.norm.kind=large"]).wide.norm == Large(groups=8)
+    assert load_config(Nested, ["wide.norm.kind=small"]).wide.norm == Small()
+    assert load_config(Nested, ["wide.norm.groups=2", "wide.width=3"]).wide == Model(width=3, norm=Large(groups=2))

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 from llmcore.checkpoint import load_checkpoint, save_model
-from llmcore.huggingface.reading import import_hf
+from llmcore.errors import ArtifactError, ConfigError, LLMError
+from llmcore.huggingface.reading import import_hf, read_hf
 from llmcore.huggingface.writing import export_hf
 from llmcore.manifest import write_manifest
 from llmcore.model.config import ModelConfig
 from llmcore.model.transformer import Transformer
 from llmcore.tokenizer import Tokenizer
+from safetensors.torch import load_file
 
 transformers = pytest.importorskip("transformers")
 
@@ -133,7 +135,7 @@ def theirs(folder: Path, case: str, task: str = "CausalLM", **settings: Any) -> 
     """A tiny random model of transformers, saved into a folder with a tokenizer."""
     name, values = THEIRS[case]
     config = getattr(transformers, f"{name}Config")(**{**values, **settings})
-    model = getattr(transformers, f"{name}For{task}")(config).eval()
+    model = getattr(transformers, f"AutoModelFor{task}").from_config(config).eval()
     randomise(model)
     model.save_pretrained(folder)
     tokenizer_folder(folder)
@@ -191,3 +193,124 @@ def test_our_model_computes_the_same_there(tmp_path: Path, case: str) -> None:
     reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs").eval()
     assert not hasattr(reference, "quantization_config") and reference.dtype == torch.float32
     same_function(model, reference)
+
+
+@pytest.mark.parametrize("case", THEIRS)
+def test_a_round_trip_keeps_every_bit(tmp_path: Path, case: str) -> None:
+    theirs(tmp_path / "theirs", case)
+    import_hf(tmp_path / "theirs", tmp_path / "ours")
+    export_hf(tmp_path / "ours", tmp_path / "again", check=True)
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("theirs", "again"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    import_hf(tmp_path / "again", tmp_path / "twice")
+    ours_before, ours_after = (load_checkpoint(tmp_path / name) for name in ("ours", "twice"))
+    assert ours_before.tokenizer.sha256 == ours_after.tokenizer.sha256
+    assert torch.equal(ours_before.model(some_ids()), ours_after.model(some_ids()))
+
+
+@pytest.mark.parametrize("case", ["gpt2", "llama3", "mistral", "qwen2", "qwen3", "gemma"])
+def test_their_reward_model_scores_the_same_here(tmp_path: Path, case: str) -> None:
+    reference = theirs(tmp_path / "theirs", case, "SequenceClassification", num_labels=1, pad_token_id=0)
+    assert import_hf(tmp_path / "theirs", tmp_path / "ours").kind == "reward"
+    model = load_checkpoint(tmp_path / "ours", expect="reward").model
+    with torch.no_grad():
+        assert (model(some_ids())[:, -1] - reference(some_ids()).logits).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("case", ["default", "untied-llama3", "qwen3", "gemma", "gpt2"])
+def test_our_reward_model_scores_the_same_there(tmp_path: Path, case: str) -> None:
+    model = ours(tmp_path / "ours", case, head="scalar")
+    export_hf(tmp_path / "ours", tmp_path / "theirs", check=True)
+    reference = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "theirs").eval()
+    ids = some_ids()
+    ids[1, -5:] = reference.config.pad_token_id
+    with torch.no_grad():
+        scores = model(ids)[..., 0]
+        wanted = torch.stack([scores[0, -1], scores[1, -6]])
+        assert (wanted - reference(ids).logits[:, 0]).abs().max() < 1e-4
+
+
+def test_a_classifier_of_several_labels_is_refused(tmp_path: Path) -> None:
+    theirs(tmp_path / "theirs", "llama2", "SequenceClassification", num_labels=3, pad_token_id=0)
+    with pytest.raises(ArtifactError, match="3 labels"):
+        import_hf(tmp_path / "theirs", tmp_path / "ours")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_files_become_float32_exactly(tmp_path: Path, dtype: torch.dtype) -> None:
+    reference = theirs(tmp_path / "theirs", "llama3")
+    reference.to(dtype).save_pretrained(tmp_path / "theirs")
+    same_function(read_hf(tmp_path / "theirs").model, reference.float())
+
+
+def test_files_in_shards_are_read_and_written(tmp_path: Path) -> None:
+    reference = theirs(tmp_path / "theirs", "qwen3")
+    (tmp_path / "theirs" / "model.safetensors").unlink()
+    reference.save_pretrained(tmp_path / "theirs", max_shard_size="60KB")
+    assert (tmp_path / "theirs" / "model.safetensors.index.json").exists()
+    import_hf(tmp_path / "theirs", tmp_path / "ours")
+    same_function(load_checkpoint(tmp_path / "ours").model, reference)
+    export_hf(tmp_path / "ours", tmp_path / "again", check=True, shard_bytes=60_000)
+    shards = sorted((tmp_path / "again").glob("model-*.safetensors"))
+    assert len(shards) > 3 and all(path.stat().st_size < 70_000 for path in shards)
+    same_function(
+        load_checkpoint(tmp_path / "ours").model,
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again").eval(),
+    )
+
+
+def test_files_of_a_bare_base_model_are_read(tmp_path: Path) -> None:
+    reference = theirs(tmp_path / "theirs", "gpt2")
+    reference.transformer.save_pretrained(tmp_path / "theirs")
+    assert "wte.weight" in load_file(tmp_path / "theirs" / "model.safetensors")
+    same_function(read_hf(tmp_path / "theirs").model, reference)
+
+
+@pytest.mark.parametrize("case", ["llama3", "gpt2"])
+def test_a_shorter_context_is_the_same_model(tmp_path: Path, case: str) -> None:
+    theirs(tmp_path / "theirs", case)
+    whole, short = read_hf(tmp_path / "theirs").model, read_hf(tmp_path / "theirs", context=16).model
+    assert short.config.context == 16
+    assert torch.equal(short(some_ids()[:, :16]), whole(some_ids()[:, :16]))
+    with pytest.raises(ConfigError, match="--context 65"):
+        read_hf(tmp_path / "theirs", context=65)
+
+
+@pytest.mark.parametrize(
+    ("case", "changed", "named"),
+    [
+        ("llama2", {"hidden_act": "relu"}, "hidden_act='relu'"),
+        ("llama2", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "'dynamic'"),
+        ("llama2", {"quantization_config": {"bits": 4}}, "quantization_config"),
+        ("llama2", {"num_hidden_layers": 3}, "missing .*model.layers.2"),
+        ("llama2", {"num_hidden_layers": 1}, "unexpected .*model.layers.1"),
+        ("llama2", {"hidden_size": 64}, "architecture wants"),
+        ("llama2", {"num_key_value_heads": 3}, "multiple of kv_heads"),
+        ("llama2", {"num_attention_heads": "four"}, "num_attention_heads='four'"),
+        ("llama2", {"model_type": "lama"}, "the nearest is 'llama'"),
+        ("llama2", {"model_type": "bert"}, "model_type 'bert'"),
+        ("llama2", {"vocab_size": 200}, "the tokenizer has"),
+        ("qwen2-window", {"max_window_layers": 1, "layer_types": None}, "layer_types"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+    ],
+)
+def test_what_cannot_be_computed_here_is_refused_by_name(
+    tmp_path: Path, case: str, changed: dict[str, Any], named: str
+) -> None:
+    theirs(tmp_path / "theirs", case)
+    path = tmp_path / "theirs" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    with pytest.raises(LLMError, match=named):
+        import_hf(tmp_path / "theirs", tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_config_of_transformers_4_is_read(tmp_path: Path) -> None:
+    reference = theirs(tmp_path / "theirs", "llama3")
+    path = tmp_path / "theirs" / "config.json"
+    table = json.loads(path.read_text())
+    rope = table.pop("rope_parameters")
+    table |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope, "torch_dtype": table.pop("dtype")}
+    path.write_text(json.dumps(table))
+    same_function(read_hf(tmp_path / "theirs").model, reference)

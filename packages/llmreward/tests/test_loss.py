@@ -107,6 +107,39 @@ def test_a_batch_of_pairs_gives_sums_and_counts_ties_as_wrong() -> None:
     assert result.total.requires_grad
 
 
+def test_a_share_of_the_loss_is_taken_at_every_token_from_where_the_answers_part() -> None:
+    model = ModelConfig(vocab_size=260, width=32, depth=1, head="scalar", attention=GroupedQuery(heads=2)).build(seed=1)
+    ids = torch.tensor(
+        [[256, 7, 1, 2, 3, 259], [256, 5, 6, 259, 259, 259], [256, 7, 9, 2, 259, 259], [256, 4, 6, 8, 8, 8]]
+    )
+    batch = PairBatch(ids, torch.tensor([5, 3, 4, 6]), torch.full((2,), NONE))
+    scores = model(ids).squeeze(-1).tolist()
+
+    def cost(chosen: int, rejected: int, place: int, other_place: int) -> float:
+        return math.log1p(math.exp(scores[rejected][other_place] - scores[chosen][place]))
+
+    first = 0.6 * cost(0, 2, 4, 3) + 0.4 * (cost(0, 2, 2, 2) + cost(0, 2, 3, 3)) / 2
+    second = 0.6 * cost(1, 3, 2, 5) + 0.4 * (cost(1, 3, 1, 1) + cost(1, 3, 2, 2)) / 2
+    found = reward_loss(BradleyTerry().build(), token_share=0.4)(model, batch)
+    assert found.total.item() == pytest.approx(first + second, abs=1e-6)
+    assert found.count == 2
+
+
+def test_junk_in_padding_changes_neither_loss_nor_gradient() -> None:
+    model = ModelConfig(vocab_size=260, width=32, depth=1, head="scalar", attention=GroupedQuery(heads=2)).build(seed=1)
+    ids = torch.tensor([[256, 7, 1, 2], [256, 7, 9, 259]])
+    junk = torch.tensor([[256, 7, 1, 2], [256, 7, 9, 30]])
+    found = []
+    for rows in (ids, junk):
+        model.zero_grad()
+        batch = PairBatch(rows, torch.tensor([4, 3]), torch.full((1,), NONE))
+        loss = reward_loss(BradleyTerry().build(), token_share=0.5)(model, batch).total
+        loss.backward()
+        found.append((loss.item(), [parameter.grad.clone() for parameter in model.blocks.parameters()]))
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-7)
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(found[0][1], found[1][1], strict=True))
+
+
 def test_settings_choose_the_loss_and_refuse_what_makes_no_sense() -> None:
     class Holder(Config):
         loss: AnyPreferenceLoss = BradleyTerry()

@@ -4,8 +4,6 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
-
 from llmrl.advantages import (
     GROUP_EPSILON,
     generalized_advantages,
@@ -14,6 +12,7 @@ from llmrl.advantages import (
     token_rewards,
     whiten,
 )
+from torch import Tensor
 
 NAN = math.nan
 

@@ -1,11 +1,15 @@
 """Whole runs on a tiny policy: they learn, resume to the bit, and refuse what does not fit."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
-
 from llmcore.checkpoint import load_checkpoint, save_model
 from llmcore.config import load_config
 from llmcore.errors import ArtifactError, ConfigError, DataError
@@ -193,3 +197,32 @@ def test_a_rollout_can_be_looked_at(inputs: list[str], tmp_path: Path) -> None:
     )
     assert len(rows) == 5
     assert sum(float(row["advantage"]) for row in rows) == pytest.approx(0, abs=1e-4)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["grpo-iterations", "ppo"])
+def test_kill_minus_nine_costs_nothing(name: str, inputs: list[str], tmp_path: Path) -> None:
+    settings = ALGORITHMS[name][2]
+    algorithm = name.partition("-")[0]
+    command = [sys.executable, "-m", "llmrl", algorithm, *inputs, *settings, "train.steps=200", "train.save_every=7"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "--out", str(tmp_path / "whole"), "-q"], check=True, env=environment)
+    for kill_at in (3, 60, 130):
+        process = subprocess.Popen([*command, "--out", str(tmp_path / "killed"), "-q"], env=environment)
+        metrics = tmp_path / "killed/run/metrics.jsonl"
+        while process.poll() is None:
+            if metrics.exists() and metrics.read_bytes().count(b"\n") >= kill_at:
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.01)
+        assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    subprocess.run([*command, "--out", str(tmp_path / "killed"), "-q"], check=True, env=environment)
+    whole, killed = (read_manifest(tmp_path / run) for run in ("whole", "killed"))
+    assert killed.files == whole.files and killed.id == whole.id
+
+
+def test_a_train_table_given_in_part_keeps_the_stages_own_defaults() -> None:
+    config = load_config(GRPOConfig, ["train.steps=7"])
+    assert (config.train.steps, config.train.batch) == (7, GRPOConfig().train.batch)
+    assert config.train.optimizer == GRPOConfig().train.optimizer
+    assert load_config(GRPOConfig, ["grpo.scale_rewards=none"]).grpo.scale_rewards == "none"

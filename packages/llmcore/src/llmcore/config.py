@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from llmcore.errors import ConfigError
 
@@ -28,6 +28,27 @@ class Config(BaseModel):
         allow_inf_nan=False,
         protected_namespaces=(),
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def keep_defaults(cls, tree: object) -> object:
+        """A table given in part keeps, for the rest, what this class's own default for the field says."""
+        if not isinstance(tree, dict):
+            return tree
+        defaults = {name: field.default for name, field in cls.model_fields.items()}
+        return {name: below(defaults.get(name), value) for name, value in tree.items()}
+
+
+def below(default: object, value: object) -> object:
+    """A table laid over the settings that a default config was made with; a part of another kind starts anew."""
+    if not isinstance(value, dict) or not isinstance(default, Config):
+        return value
+    kind = getattr(default, "kind", None)
+    if value.get("kind", kind) != kind:
+        return value
+    own = {name: getattr(default, name) for name in default.model_fields_set}
+    named = {} if kind is None else {"kind": kind}
+    return named | own | {name: below(own.get(name), inner) for name, inner in value.items()}
 
 
 C = TypeVar("C", bound=Config)

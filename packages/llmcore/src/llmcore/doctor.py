@@ -2,9 +2,11 @@
 
 import os
 import shutil
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+from llmcore.extensions import all_offers
 
 PACKAGES = ("llmcore", "llmdata", "llmpretrain", "llmmoe", "llmsft", "llmreward", "llmrl")
 LIBRARIES = ("torch", "safetensors", "tokenizers", "pydantic", "typer", "tensorboard")
@@ -74,6 +76,4 @@ def packages() -> list[Finding]:
 
 def parts() -> list[Finding]:
     """The parts that installed packages add."""
-    groups = [group for group in entry_points().groups if group.startswith("llmcore.")]
-    found = [entry for group in groups for entry in entry_points(group=group)]
-    return [Finding("OK", entry.group, f"{entry.name} ({entry.value})") for entry in found]
+    return [Finding("OK", entry.group, f"{entry.name} ({entry.value})") for entry in all_offers()]

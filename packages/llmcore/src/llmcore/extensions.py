@@ -82,6 +82,12 @@ def installed(group: str) -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=group)}
 
 
+def all_offers() -> list[EntryPoint]:
+    """What installed packages offer in all groups of ours."""
+    groups = sorted(group for group in entry_points().groups if group.startswith("llm"))
+    return [entry for group in groups for entry in entry_points(group=group)]
+
+
 def load_entry(entry: EntryPoint) -> object:
     """Import what an entry point names; an import that fails names its package."""
     try:
@@ -96,7 +102,7 @@ def provider(owner: type) -> tuple[str, str] | None:
     if top == "llmcore":
         return None
     # Editable installs list no modules, but what they offer by entry point names its distribution.
-    offering = [entry.dist.name for entry in entry_points() if entry.dist and entry.module.split(".")[0] == top]
+    offering = [entry.dist.name for entry in all_offers() if entry.dist and entry.module.partition(".")[0] == top]
     names = packages_distributions().get(top, offering)
     return (names[0], version(names[0])) if names else None
 

@@ -106,8 +106,12 @@ def sequence_scores(model: Transformer, ids: Tensor, lengths: Tensor) -> Tensor:
         pooled = last_attended(model.hidden(ids), attended)  # (B, D)
     else:
         pooled = mean_attended(model.hidden(ids, attended=attended), attended)  # (B, D)
-    # In half precision the head alone would round scores to three digits and make ties of close answers.
-    return (pooled.float() @ model.head_weight().float().T).squeeze(1)  # (B,)
+    return head_scores(model, pooled)
+
+
+def head_scores(model: Transformer, hidden: Tensor) -> Tensor:
+    """(…, D) -> (…): in float32, because half precision would round scores to three digits and make ties."""
+    return (hidden.float() @ model.head_weight().float().T).squeeze(-1)
 
 
 def scale_of(raw: Tensor) -> RewardScale:

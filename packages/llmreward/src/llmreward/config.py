@@ -51,6 +51,8 @@ class RewardConfig(Config):
     """How preferences become rows of tokens."""
     loss: AnyPreferenceLoss = BradleyTerry()
     """How the two scores of a pair become a loss."""
+    token_share: float = Field(default=0.0, ge=0, lt=1)
+    """The share of the loss that is taken at every token from where the answers part, rather than at the last."""
     normalize: Normalization = Normalization()
     """What the scale of the finished reward is measured on."""
     train: TrainConfig = TrainConfig(steps=300, batch=32, lr=5e-4)

@@ -1,12 +1,12 @@
 """How good a reward model is on held-out pairs, beside the ruler that the longer answer wins."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from llmcore import intervals
 from llmcore.errors import DataError
 from llmcore.model.transformer import Transformer
 from llmcore.scoring import Scorer, score_rows
@@ -15,7 +15,6 @@ from llmreward.batches import Pair, tokenize_pairs
 from llmreward.config import RewardData
 from llmreward.preferences import load_preferences
 
-Z_95 = 1.959964
 BINS = 10
 PROBES = 32
 """Conversations whose rewards are compared alone, in company and in another order."""
@@ -130,12 +129,8 @@ def report(scores: PairScores) -> Report:
 
 def wilson(right: float, count: int) -> Proportion:
     """A share and its 95 % interval (Wilson, 1927): sound for few cases and near 0 and 1."""
-    if count == 0:
-        return Proportion(0.0, 0.0, 1.0, 0)
-    share, z2 = right / count, Z_95**2
-    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = Z_95 / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
-    return Proportion(share, max(0.0, centre - half), min(1.0, centre + half), count)
+    interval = intervals.share(right, count) if count else intervals.Interval(0.0, 0.0, 1.0)
+    return Proportion(*interval, count)
 
 
 def share(right: np.ndarray) -> Proportion:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from llmcore.extensions import Part, part
 from llmcore.losses import Loss
 from llmcore.model.transformer import Transformer
-from llmcore.scoring import sequence_scores
+from llmcore.scoring import head_scores, sequence_scores
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -86,21 +86,47 @@ AnyPreferenceLoss = Annotated[
 ]
 
 
-def reward_loss(pair_loss: PairLoss) -> Callable[[nn.Module, PairBatch], Loss]:
-    """The loss of a batch of pairs for the training loop: a sum over pairs, and their number."""
+def reward_loss(pair_loss: PairLoss, *, token_share: float = 0.0) -> Callable[[nn.Module, PairBatch], Loss]:
+    """The loss of a batch of pairs for the training loop: a sum over pairs, and their number.
+
+    `token_share` of each pair's loss is the mean loss over the tokens from where its two answers part.
+    """
 
     def loss(model: nn.Module, batch: PairBatch) -> Loss:
         assert isinstance(model, Transformer), f"a {type(model).__name__} has no scores"
-        chosen, rejected = sequence_scores(model, batch.ids, batch.lengths).chunk(2)  # (B,), (B,)
-        losses = pair_loss(chosen, rejected, batch.margins)
-        pairs = len(losses)
-        with torch.no_grad():
-            figures = torch.stack([(chosen > rejected).float(), chosen - rejected, chosen, rejected]).sum(1).tolist()
-        names = ("accuracy", "margin", "chosen_reward", "rejected_reward")
-        metrics = {name: (total, pairs) for name, total in zip(names, figures, strict=True)}
-        return Loss(losses.sum(), pairs, metrics)
+        if token_share:
+            every = head_scores(model, model.hidden(batch.ids))  # (2B, T)
+            chosen, rejected = every.gather(1, (batch.lengths - 1).unsqueeze(1)).squeeze(1).chunk(2)
+            at_tokens = token_loss(pair_loss, every, batch)
+            losses = (1 - token_share) * pair_loss(chosen, rejected, batch.margins) + token_share * at_tokens
+        else:
+            chosen, rejected = sequence_scores(model, batch.ids, batch.lengths).chunk(2)  # (B,), (B,)
+            losses = pair_loss(chosen, rejected, batch.margins)
+        return Loss(losses.sum(), len(losses), pair_metrics(chosen, rejected))
 
     return loss
+
+
+def token_loss(pair_loss: PairLoss, scores: Tensor, batch: PairBatch) -> Tensor:
+    """Scores of all tokens (2B, T) -> (B,): each pair's mean loss from its first different token to the shorter end."""
+    ids, other_ids = batch.ids.chunk(2)  # (B, T)
+    begin = (ids != other_ids).long().argmax(1, keepdim=True)  # (B, 1)
+    end = torch.minimum(*batch.lengths.chunk(2)).unsqueeze(1)  # (B, 1)
+    place = torch.arange(ids.shape[1], device=ids.device)
+    inside = (place >= begin) & (place < end)  # (B, T)
+    chosen, rejected = scores.chunk(2)
+    margins = batch.margins.unsqueeze(1).expand_as(inside)
+    losses = torch.zeros_like(chosen)
+    losses[inside] = pair_loss(chosen[inside], rejected[inside], margins[inside])
+    return losses.sum(1) / inside.sum(1).clamp(min=1)
+
+
+@torch.no_grad()
+def pair_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, tuple[float, int]]:
+    """Sums over pairs (B,), and their number, of what a person watches; a tie is wrong."""
+    figures = torch.stack([(chosen > rejected).float(), chosen - rejected, chosen, rejected]).sum(1).tolist()
+    names = ("accuracy", "margin", "chosen_reward", "rejected_reward")
+    return {name: (total, len(chosen)) for name, total in zip(names, figures, strict=True)}
 
 
 def check_shapes(chosen: Tensor, rejected: Tensor, margins: Tensor) -> None:

@@ -7,6 +7,7 @@ import torch
 from llmcore.chat import render_chat
 from llmcore.checkpoint import load_checkpoint
 from llmcore.command import builtin_data, required
+from llmcore.errors import ConfigError
 from llmcore.generate.engine import generate
 from llmcore.generate.sampling import Sampling
 from llmcore.manifest import Manifest
@@ -36,6 +37,8 @@ def run(config: RewardConfig, out: Path, *, resume: str = "auto", json: bool = F
     start = load_checkpoint(base, expect="policy", head="scalar")
     model, tokenizer = without_dropout(start.model), start.tokenizer
     context = model.config.context
+    if config.token_share and not model.config.attention.sight().causal:
+        raise ConfigError("token_share needs a model that looks back only", hint="set token_share=0")
     train, valid = (load_preferences(data, split) for split in ("train", "valid"))
     pairs = tokenize_pairs(train.records, tokenizer, data=config.data, context=context)
     held_out = tokenize_pairs(valid.records, tokenizer, data=config.data, context=context).kept
@@ -60,7 +63,14 @@ def run(config: RewardConfig, out: Path, *, resume: str = "auto", json: bool = F
 
     with job:
         source = PreferenceBatches(pairs.kept, pad_id=tokenizer.pad_id, context=context, train=config.train)
-        fit(model, source, reward_loss(config.loss.build()), config.train, job, evaluate=evaluate)
+        fit(
+            model,
+            source,
+            reward_loss(config.loss.build(), token_share=config.token_share),
+            config.train,
+            job,
+            evaluate=evaluate,
+        )
         if job.complete is not None:
             return job.finish(model)
         speed = model.activation_dtype

@@ -17,7 +17,7 @@ from llmcore.huggingface.keys import Rule, same
 from llmcore.huggingface.settings import Json, Settings
 from llmcore.model.attention import GroupedQuery
 from llmcore.model.config import ModelConfig
-from llmcore.model.feedforward import Sized
+from llmcore.model.feedforward import FeedForward
 from llmcore.model.positions import NTK, RoPE, Unscaled
 
 GROUP = "llmcore.huggingface"
@@ -40,14 +40,18 @@ class Family:
     """Their settings of an architecture made of `parts`."""
     rules: Callable[[ModelConfig], list[Rule]]
     """The key map of everything below the head."""
+    causal: str = "ForCausalLM"
+    """The end of the name of its class with an lm head."""
     prefix: str = "model."
     """What their tensors' names begin with; base models are saved without it."""
     ignored: Callable[[str], bool] = lambda name: name.endswith("rotary_emb.inv_freq")
     """Tensors that hold nothing learned."""
+    training_only: frozenset[str] = frozenset()
+    """Settings of its parts that change only how a model is trained."""
 
     def architecture(self, config: ModelConfig) -> str:
         """The class that loads it."""
-        return f"{self.name}For{'SequenceClassification' if config.head == 'scalar' else 'CausalLM'}"
+        return self.name + ("ForSequenceClassification" if config.head == "scalar" else self.causal)
 
     def all_rules(self, config: ModelConfig) -> list[Rule]:
         """The whole key map, head included."""
@@ -114,10 +118,17 @@ def obstacles(family: Family, config: ModelConfig) -> list[str]:
         return strange
     written = {"model_type": family.model_type, "vocab_size": config.vocab_size, **family.write(config)}
     try:
-        held = facts(family.read(Settings(Path("config.json"), written)).model_copy(update={"head": config.head}))
+        held = family.read(Settings(Path("config.json"), written)).model_copy(update={"head": config.head})
     except (ValueError, LLMError) as error:
         return [f"such sizes ({str(error).splitlines()[0]})"]
-    return [f"{name}={value!r}" for name, value in facts(config).items() if held.get(name) != value]
+    return [f"{name}={value!r}" for name, value in different(family, config, held).items()]
+
+
+def different(family: Family, wanted: ModelConfig, found: ModelConfig) -> dict[str, Any]:
+    """The facts of `wanted` that are others in `found`."""
+    there = facts(found)
+    differing = {name: fact for name, fact in facts(wanted).items() if there.get(name) != fact}
+    return {name: fact for name, fact in differing.items() if name not in family.training_only}
 
 
 def facts(config: ModelConfig) -> dict[str, Any]:
@@ -136,13 +147,15 @@ def facts(config: ModelConfig) -> dict[str, Any]:
 
 def spelled_out(config: ModelConfig) -> ModelConfig:
     """The same function, with derived sizes given and stretched rotary waves as the base that they amount to."""
-    attention, feedforward, positions = config.attention, config.feedforward, config.positions
+    attention, positions = config.attention, config.positions
+    feedforward: FeedForward = config.feedforward
+    hidden_width = getattr(feedforward, "hidden_width", None)
     if isinstance(attention, GroupedQuery):
         head_width = attention.head_size(config.width)
         scale = attention.scale or 1 / math.sqrt(head_width)
         attention = attention.model_copy(update={"head_width": head_width, "scale": scale})
-    if isinstance(feedforward, Sized):
-        feedforward = feedforward.model_copy(update={"hidden": feedforward.hidden_width(config.width)})
+    if hidden_width is not None:
+        feedforward = feedforward.model_copy(update={"hidden": hidden_width(config.width)})
     if isinstance(positions, RoPE) and isinstance(positions.scaling, NTK):
         head_width = config.attention.head_size(config.width)
         base = positions.base * positions.scaling.stretch(head_width)

@@ -85,6 +85,7 @@ GPT2 = Family(
     read=read_gpt2,
     write=write_gpt2,
     rules=gpt2_rules,
+    causal="LMHeadModel",
     prefix="transformer.",
     ignored=is_causal_mask,
 )

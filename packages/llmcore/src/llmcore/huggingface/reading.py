@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from pydantic import ValidationError
 
 from llmcore.checkpoint import assign, save_model
 from llmcore.errors import ArtifactError, ConfigError
@@ -84,10 +85,12 @@ def read_architecture(hf: Settings, family: Family) -> ModelConfig:
     """Our architecture of a config.json, with the head that its class has."""
     try:
         config = family.read(hf)
-    except ValueError as error:
-        reason = str(error).splitlines()[-1].strip()
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        reason = f"{where}: {problem['msg']}" if where else problem["msg"]
         raise ArtifactError(f"{hf.path} is no {family.name} that can be built here: {reason}") from None
-    names = hf.values.get("architectures") or [f"{family.name}ForCausalLM"]
+    names = hf.values.get("architectures") or [""]
     if "SequenceClassification" not in str(names[0]):
         return config
     labels = hf.table("id2label").values

@@ -10,7 +10,7 @@ from llmcore.checkpoint import Checkpoint, load_checkpoint, model_tensors
 from llmcore.errors import ArtifactError
 from llmcore.huggingface.card import write_card
 from llmcore.huggingface.dialects import write_template
-from llmcore.huggingface.family import Family, facts, fitting_family
+from llmcore.huggingface.family import Family, different, fitting_family
 from llmcore.huggingface.keys import write_tensors
 from llmcore.huggingface.reading import CONFIG, EXPORTED, read_hf
 from llmcore.huggingface.settings import Json
@@ -114,8 +114,7 @@ def check_export(folder: Path, source: Checkpoint) -> None:
     """Read an export back with our own importer: everything must be equal, bit for bit."""
     chat = None if (folder / TEMPLATE).exists() else source.tokenizer.special.chat
     back = read_hf(folder, chat=chat)
-    read = facts(back.model.config)
-    differences = [name for name, fact in facts(source.model.config).items() if read.get(name) != fact]
+    differences = list(different(back.family, source.model.config, back.model.config))
     written, wanted = model_tensors(back.model), model_tensors(source.model)
     differences += [name for name, tensor in wanted.items() if not torch.equal(written[name], tensor)]
     if back.tokenizer.files() != source.tokenizer.files():

@@ -65,13 +65,18 @@ def test_modules_that_answer_help_do_not_import_torch() -> None:
         assert not imports(path, top_level_only=True) & heavy, path
 
 
-def test_broad_excepts_stand_at_two_places_only() -> None:
+def test_broad_excepts_stand_at_three_places_only() -> None:
+    """The command's main, the call of a user's reward, and `tokenizers`, whose errors have no class of their own."""
     found = []
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ExceptHandler) and (node.type is None or ast.unparse(node.type) == "Exception"):
                 found.append(path.relative_to(ROOT / "packages").as_posix())
-    assert sorted(found) == ["llmcore/src/llmcore/command.py", "llmrl/src/llmrl/rewards.py"]
+    assert sorted(found) == [
+        "llmcore/src/llmcore/command.py",
+        "llmcore/src/llmcore/tokenizer.py",
+        "llmrl/src/llmrl/rewards.py",
+    ]
 
 
 def test_no_file_holds_an_index_address_or_a_lock() -> None:

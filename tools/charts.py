@@ -61,7 +61,7 @@ def line_chart(series: Sequence[Series], *, x_name: str, rulers: Sequence[Ruler]
     x = axis(0.0, max(px for line in drawn for px, _ in line.points), LEFT, WIDTH - RIGHT, whole=True)
     y = axis(min(values), max(values), HEIGHT - BOTTOM, TOP)
     parts = [grid(x, y, x_name=x_name, percent=percent)]
-    parts += [ruler_line(ruler, y, percent=percent) for ruler in rulers]
+    parts += ruler_lines(rulers, y, percent=percent)
     parts += [one_line(line, x, y, percent=percent) for line in drawn]
     legend = "".join(
         f'<span><i style="background:var(--{line.color})"></i>{escape(line.name)} '
@@ -121,11 +121,18 @@ def one_line(line: Series, x: Axis, y: Axis, *, percent: bool) -> str:
     return "".join(parts)
 
 
-def ruler_line(ruler: Ruler, y: Axis, *, percent: bool) -> str:
-    place = y.at(ruler.value)
-    name = f"{ruler.name} {number(ruler.value, percent=percent)}"
-    label = text(WIDTH - RIGHT - 4, place - 5, name, "end", "rulername")
-    return rule("ruler", LEFT, WIDTH - RIGHT, place, place) + label
+def ruler_lines(rulers: Sequence[Ruler], y: Axis, *, percent: bool) -> list[str]:
+    """Dashed lines with names above them; below, where the name of the line above would be in the way."""
+    parts = []
+    free = 0.0
+    for ruler in sorted(rulers, key=lambda ruler: -ruler.value):
+        place = y.at(ruler.value)
+        baseline = place - 5 if place - 16 > free else place + 14
+        free = baseline
+        name = f"{ruler.name} {number(ruler.value, percent=percent)}"
+        parts.append(rule("ruler", LEFT, WIDTH - RIGHT, place, place))
+        parts.append(text(WIDTH - RIGHT - 4, baseline, name, "end", "rulername"))
+    return parts
 
 
 def grid(x: Axis, y: Axis, *, x_name: str, percent: bool) -> str:
@@ -146,6 +153,7 @@ def axis(low: float, high: float, first: float, last: float, *, whole: bool = Fa
     rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough)
+    step = math.ceil(step) if whole else step
     if whole:
         low, top = 0.0, high
     else:

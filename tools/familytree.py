@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-BOX_WIDTH, BOX_HEIGHT, COLUMN, ROW, EDGE = 142, 50, 178, 68, 6
+BOX_WIDTH, BOX_HEIGHT, COLUMN, ROW, EDGE, TOP = 142, 50, 178, 68, 6, 30
 
 People = Mapping[str, Mapping[str, Any]]
 
@@ -43,7 +43,7 @@ def arrange(people: People) -> dict[str, tuple[float, float]]:
     for name in sorted(people, key=lambda name: (columns[name], not people[name]["parents"], people[name]["kind"])):
         row = rows.get(columns[name], 0)
         rows[columns[name]] = row + 1
-        places[name] = (float(EDGE + columns[name] * COLUMN), float(EDGE + row * ROW))
+        places[name] = (float(EDGE + columns[name] * COLUMN), float(TOP + row * ROW))
     return places
 
 
@@ -61,6 +61,9 @@ def person(member: Mapping[str, Any], place: tuple[float, float], tones: Mapping
 
 
 def descent(parent: tuple[float, float], child: tuple[float, float]) -> str:
+    """A curve from parent to child; over the top of what stands between them."""
     x0, y0, x1, y1 = parent[0] + BOX_WIDTH, parent[1] + BOX_HEIGHT / 2, child[0], child[1] + BOX_HEIGHT / 2
-    bend = max(24.0, (x1 - x0) / 2)
-    return f'<path class="descent" d="M{x0} {y0}C{x0 + bend} {y0} {x1 - bend} {y1} {x1} {y1}"/>'
+    bend, lift = (x1 - x0) / 2, 0
+    if x1 - x0 > COLUMN:
+        bend, lift = (x1 - x0) / 3, BOX_HEIGHT
+    return f'<path class="descent" d="M{x0} {y0}C{x0 + bend} {y0 - lift} {x1 - bend} {y1 - lift} {x1} {y1}"/>'

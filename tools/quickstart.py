@@ -146,7 +146,7 @@ def plan(options: argparse.Namespace) -> list[Step]:
         Step("ppo", "PPO: the policy learns from a learned reward", (improve["ppo"],)),
         Step("grpo", "GRPO: the policy learns from a rule that checks answers", (improve["grpo"],)),
         Step("measure", "evaluation: unseen text, questions and pairs", tuple(measure_each), together=True),
-        Step("policies", "evaluation: every policy answers the same unseen prompts", (measure_policies,)),
+        Step("policies", "comparison: every policy answers the same unseen prompts", (measure_policies,)),
     ]
 
 

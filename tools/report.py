@@ -175,7 +175,7 @@ def samples_section(samples: Sequence[Mapping[str, Any]]) -> str:
 def given_answer(given: Mapping[str, Any]) -> str:
     """An answer with its mark; what a model says is shown as text, cut and without control characters."""
     words = "".join(c if c.isprintable() else "⏎" if c == "\n" else "·" for c in given["text"])
-    words = words if words.strip() else words.replace(" ", "␣") or "(nothing)"
+    words = words if words.strip() else f"({len(words)} spaces)"
     words = words[:LONGEST] + ("…" if len(words) > LONGEST else "")
     mark = '<span class="yes">✓</span>' if given["right"] else '<span class="no">✗</span>'
     return f'{mark} <span class="{"right" if given["right"] else "wrong"}">{escape(words)}</span>'
@@ -212,7 +212,9 @@ def reward_section(found: Record, curves: Mapping[str, Rows]) -> str:
     accuracy = learning_curve(points(rows, "accuracy"), points(rows, "val_accuracy"), rulers=rulers, percent=True)
     cards = [card("Pairs ranked right", accuracy)]
     if "reward" in found:
-        by_length = [interval(name, share, "amber") for name, share in found["reward"]["by_length"].items()]
+        by_length = [
+            interval(name.replace("_", " "), share, "amber") for name, share in found["reward"]["by_length"].items()
+        ]
         cards.append(card("… where the right answer is shorter, as long, longer", interval_chart(by_length)))
     return section(
         "A model that judges",
@@ -250,12 +252,13 @@ def policy_section(name: str, record: Record, curves: Mapping[str, Rows]) -> str
 
 def cost_section(record: Record) -> str:
     """Where the time went."""
-    tones = {"data": "red", **TONES, "measure": "gray", "policies": "gray"}
-    steps = record["steps"].items()
-    bars = "".join(
-        f'<div style="--tone:var(--{tones.get(name, "gray")});flex:{max(step["seconds"], 0.1):.1f}" '
-        f'title="{escape(step["title"])}: {figures.clock(step["seconds"])}"></div>'
-        for name, step in steps
+    tones = {"data": "red", **TONES, "measure": "ink", "policies": "soft"}
+    steps = [(f"var(--{tones[name]})", step) for name, step in record["steps"].items()]
+    bars = "".join(f'<div style="--tone:{tone};flex:{max(step["seconds"], 0.1):.1f}"></div>' for tone, step in steps)
+    legend = "".join(
+        f'<span><i style="background:{tone}"></i>{escape(step["title"].partition(":")[0])} '
+        f"<b>{figures.clock(step['seconds'])}</b></span>"
+        for tone, step in steps
     )
     jobs = "".join(
         f'<tr><td>{escape(name)}</td><td class="figure">{figures.clock(job["seconds"])}</td>'
@@ -263,12 +266,12 @@ def cost_section(record: Record) -> str:
         f"<td><code>{escape(job['command'])}</code></td></tr>"
         for name, job in record["jobs"].items()
     )
-    total = figures.clock(figures.total_seconds(record))
+    head = "<tr><th>command</th><th>time</th><th>memory</th><th></th></tr>"
     return section(
-        f"Where {total} went",
+        f"Where {figures.clock(figures.total_seconds(record))} went",
         "By the clock, all starts of a command together, loading torch included. Memory is the most of any moment.",
-        f'<div class="card wide"><div class="bar">{bars}</div><table><tr><th>command</th><th>time</th><th>memory</th>'
-        f"<th></th></tr>{jobs}</table></div>",
+        f'<div class="card wide"><div class="bar">{bars}</div><div class="legend">{legend}</div>'
+        f"<table>{head}{jobs}</table></div>",
     )
 
 

@@ -16,6 +16,7 @@ from llmcore.tokenizer import Tokenizer
 
 PIECE = 1 << 18  # tokens decoded at a time
 
+
 def measure_rulers(tokens: Path) -> dict[str, float]:
     """Bits per byte of the held-out text by a byte-unigram model of the training text, gzip -9 and xz -9."""
     tokenizer = Tokenizer.load(tokens)

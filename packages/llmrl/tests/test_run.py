@@ -204,10 +204,10 @@ def test_a_rollout_can_be_looked_at(inputs: list[str], tmp_path: Path) -> None:
 def test_kill_minus_nine_costs_nothing(name: str, inputs: list[str], tmp_path: Path) -> None:
     settings = ALGORITHMS[name][2]
     algorithm = name.partition("-")[0]
-    command = [sys.executable, "-m", "llmrl", algorithm, *inputs, *settings, "train.steps=200", "train.save_every=7"]
+    command = [sys.executable, "-m", "llmrl", algorithm, *inputs, *settings, "train.steps=60", "train.save_every=7"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, "--out", str(tmp_path / "whole"), "-q"], check=True, env=environment)
-    for kill_at in (3, 60, 130):
+    for kill_at in (3, 20, 40):
         process = subprocess.Popen([*command, "--out", str(tmp_path / "killed"), "-q"], env=environment)
         metrics = tmp_path / "killed/run/metrics.jsonl"
         while process.poll() is None:

@@ -136,6 +136,55 @@ def doctor(json: JsonOption = False) -> None:
         raise typer.Exit(2)
 
 
+import_app = command.new_app("Bring a model from elsewhere.")
+app.add_typer(import_app, name="import")
+export_app = command.new_app("Take a model elsewhere.")
+app.add_typer(export_app, name="export")
+
+
+@import_app.command("hf", no_args_is_help=True)
+def import_from_hugging_face(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that save_pretrained wrote, or a download.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The checkpoint to write.")],
+    chat: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The chat format, where the template is not known; none: without."),
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(metavar="N", help="Longest sequence; all of the model's if left out.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Turn a Hugging Face folder into a checkpoint; transformers is not needed."""
+    from llmcore.huggingface.reading import import_hf
+
+    report(import_hf(source, out, chat=chat, context=context), out, json=json)
+
+
+@export_app.command("hf", no_args_is_help=True)
+def export_to_hugging_face(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A policy or reward model.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Read it back and compare weights, logits and tokenizer, bit for bit.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Turn a checkpoint into a folder that transformers, TRL and vLLM load."""
+    from llmcore.huggingface.writing import export_hf
+
+    report(export_hf(checkpoint, out, check=check), out, json=json)
+
+
+def report(manifest: Manifest, out: Path, *, json: bool) -> None:
+    """Say what was written."""
+    if json:
+        print(manifest.model_dump_json())
+    else:
+        details = ", ".join(f"{name} {value}" for name, value in manifest.config.items())
+        print(f"{out}: {manifest.kind} {manifest.id} ({details})")
+
+
 def describe(folder: Path, manifest: Manifest) -> dict[str, object]:
     """The facts about an artifact, of a model its size too."""
     facts: dict[str, object] = {

@@ -63,7 +63,8 @@ def person(member: Mapping[str, Any], place: tuple[float, float], tones: Mapping
 def descent(parent: tuple[float, float], child: tuple[float, float]) -> str:
     """A curve from parent to child; over the top of what stands between them."""
     x0, y0, x1, y1 = parent[0] + BOX_WIDTH, parent[1] + BOX_HEIGHT / 2, child[0], child[1] + BOX_HEIGHT / 2
-    bend, lift = (x1 - x0) / 2, 0
+    near, far, over0, over1 = (x1 - x0) / 2, (x1 - x0) / 2, y0, y1
     if x1 - x0 > COLUMN:
-        bend, lift = (x1 - x0) / 3, BOX_HEIGHT
-    return f'<path class="descent" d="M{x0} {y0}C{x0 + bend} {y0 - lift} {x1 - bend} {y1 - lift} {x1} {y1}"/>'
+        near, far, over0 = (x1 - x0) / 3, (x1 - x0) / 8, min(y0, y1) - 1.2 * BOX_HEIGHT
+        over1 = over0
+    return f'<path class="descent" d="M{x0} {y0}C{x0 + near} {over0} {x1 - far} {over1} {x1} {y1}"/>'

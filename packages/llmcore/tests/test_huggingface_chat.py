@@ -42,8 +42,8 @@ TEXTS = ["user model assistant system You are a helpful assistant. What is this?
 
 # As they came with the models, but for tools, images and the checks of who speaks when.
 CHATML = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for message in messages %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 QWEN2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -198,7 +198,7 @@ ROLES = {name: (bos, eos) for name, (_, bos, eos, _, _) in PUBLISHED.items()} | 
 TALKS = [
     ["What is this?"],
     ["What is this?", "It is a test."],
-    ["user: äöü 😀", "Ça va?\n\nYes.", "and [INST] this? ", " It is fine. "],
+    ["user: äöü 😀", "Ça va?\n\nYes.", "and this? ", " It is fine. "],
 ]
 
 
@@ -296,8 +296,10 @@ def test_a_published_template_is_known_and_rendered_the_same(tmp_path: Path, nam
     reference = transformers.AutoTokenizer.from_pretrained(folder)
     for talk in conversations(system):
         for generation_prompt in (False, True):
-            if generation_prompt and talk[-1].role == "assistant":
-                continue
+            if talk[-1].role == "assistant" and (
+                generation_prompt or (name == "mistral-v3" and talk[0].role == "system")
+            ):
+                continue  # that template drops the system text once there is an answer, so a prompt is no prefix
             ids = render_chat(talk, tokenizer, generation_prompt=generation_prompt).ids
             there = rendered_there(reference, talk, add_generation_prompt=generation_prompt)
             assert ids == there["input_ids"], (tokenizer.decode(ids, skip_special=False), talk)

@@ -88,10 +88,11 @@ def test_an_export_is_imported_with_its_own_tokenizer(exported: Path) -> None:
         ({"attention": {"scale": 0.5}}, "attention.scale=0.5"),
         ({"embedding_scale": 3.0}, "embedding_scale=3.0"),
         ({"norm": "layernorm"}, "norm.kind='layernorm'"),
+        ({"attention": {"qkv_bias": True}}, "Qwen2 has no tokenizer but its own"),
     ],
 )
 def test_what_no_family_has_is_refused_by_name(tmp_path: Path, settings: dict[str, Any], named: str) -> None:
-    with pytest.raises(ConfigError, match="no Hugging Face family") as caught:
+    with pytest.raises(ConfigError, match="no Hugging Face family known here fits") as caught:
         export_hf(saved(tmp_path / "ours", **settings), tmp_path / "theirs")
     assert named in caught.value.message
     assert not (tmp_path / "theirs").exists()
@@ -99,7 +100,7 @@ def test_what_no_family_has_is_refused_by_name(tmp_path: Path, settings: dict[st
 
 def test_settings_that_only_training_needs_stand_in_no_way() -> None:
     settings = {"dropout": 0.1, "initial_std": 0.5, "attention": {"backend": "manual", "dropout": 0.1}}
-    assert fitting_family(ModelConfig.model_validate({**TINY, **settings})).model_type == "llama"
+    assert fitting_family(ModelConfig.model_validate({**TINY, **settings}), {}).model_type == "llama"
 
 
 def test_check_finds_a_wrong_key_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,10 +48,12 @@ def evaluate(
     """Held-out loss and bits per byte, with a 95 % interval."""
     from llmcore.checkpoint import load_checkpoint
     from llmcore.shards import TokenShards
+    from llmcore.train.device import place, resolve
 
     from llmpretrain.evaluate import held_out
 
     loaded = load_checkpoint(checkpoint)
+    place(loaded.model, resolve("auto", "fp32"))
     folder = Path(data) if data else command.builtin_data("tokens")
     shards = TokenShards(folder, "valid", tokenizer=loaded.tokenizer)
     found = held_out(loaded.model, shards, loaded.tokenizer, windows=windows)

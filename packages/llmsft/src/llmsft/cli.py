@@ -52,6 +52,7 @@ def evaluate(
     """Held-out loss and the share of right answers (exact text or the same Python literal), with 95 % intervals."""
     from llmcore.checkpoint import load_checkpoint
     from llmcore.records import Chat, load_records
+    from llmcore.train.device import place, resolve
 
     from llmsft.evaluate import evaluate_chats
 
@@ -60,6 +61,7 @@ def evaluate(
     results = {}
     for checkpoint in checkpoints:
         loaded = load_checkpoint(checkpoint)
+        place(loaded.model, resolve("auto", "fp32"))
         found = evaluate_chats(loaded.model, chats, loaded.tokenizer, max_new_tokens=max_new_tokens)
         results[str(checkpoint)] = {
             **found._asdict(),

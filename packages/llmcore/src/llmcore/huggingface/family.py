@@ -48,6 +48,8 @@ class Family:
     """Tensors that hold nothing learned."""
     training_only: frozenset[str] = frozenset()
     """Settings of its parts that change only how a model is trained."""
+    takes_tokenizer: Callable[[Json], bool] = lambda _document: True
+    """Whether transformers uses such a tokenizer.json as it is for this `model_type`."""
 
     def architecture(self, config: ModelConfig) -> str:
         """The class that loads it."""
@@ -95,19 +97,27 @@ def find_family(model_type: str) -> Family:
     return families[model_type]
 
 
-def fitting_family(config: ModelConfig) -> Family:
-    """The first family that can hold an architecture; if none can, an error names the settings in the way."""
+def fitting_family(config: ModelConfig, tokenizer: Json) -> Family:
+    """The first family that can hold a model and its tokenizer.json; if none can, an error names what is in the way."""
     found: dict[str, list[str]] = {}
     for family in all_families().values():
         found[family.name] = obstacles(family, config)
-        if not found[family.name]:
+        if found[family.name]:
+            continue
+        if family.takes_tokenizer(tokenizer):
             return family
-    nearest = min(found, key=lambda name: len(found[name]))
+        found[family.name].append("tokenizer but its own: transformers would read this one's text into other ids")
+    least = min(map(distance, found.values()))
+    nearest = [f"{name} has no {', '.join(one)}" for name, one in found.items() if distance(one) == least]
     raise ConfigError(
-        f"no Hugging Face family known here has this architecture; the nearest, {nearest}, has no "
-        + ", ".join(found[nearest]),
+        f"no Hugging Face family known here fits this model; the nearest: {'; '.join(nearest[:3])}",
         hint="train with settings that a family has, or keep to llmcore's own checkpoint",
     )
+
+
+def distance(missing: list[str]) -> int:
+    """How far a family is from a model: another kind of part is farther than another setting."""
+    return sum(10 if ".kind=" in one else 1 for one in missing)
 
 
 def obstacles(family: Family, config: ModelConfig) -> list[str]:

@@ -81,7 +81,8 @@ def choose_roles(clues: Clues, chat: str | None, folder: Path) -> SpecialTokens:
     """Which control token plays which part."""
     dialect, ours = choose_dialect(clues, chat, folder)
     ends = [clues.roles["eos"]] if "eos" in clues.roles else []
-    ends += clues.stops or [name for name in END_NAMES if name in clues.vocabulary][:1]
+    ends += clues.stops
+    ends = ends or [name for name in END_NAMES if name in clues.vocabulary][:1]
     if not ends:
         raise ArtifactError(
             f"{folder} names no token that ends a text (eos_token in {TOKENIZER_CONFIG}, eos_token_id in config.json)",

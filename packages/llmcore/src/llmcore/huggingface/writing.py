@@ -31,7 +31,7 @@ def export_hf(checkpoint: Path, out: Path, *, check: bool = False, shard_bytes: 
     bit.
     """
     source = load_checkpoint(checkpoint, expect=None)
-    family = fitting_family(source.model.config)
+    family = fitting_family(source.model.config, json.loads(source.tokenizer.files()[TOKENIZER_FILE]))
     with commit_directory(out) as folder:
         files = write_hf(folder, source, family, shard_bytes=shard_bytes)
         if check:

@@ -2,12 +2,15 @@
 
 config       ModelConfig: the architecture, complete by default, and `build`
 transformer  Transformer: embedding, blocks, final norm, head
-attention    grouped-query attention and its backends
+attention    the contract of attention; grouped-query heads
+latent       multi-head latent attention
+backends/    what computes attention
 masks        which keys each query may see
 positions    learned, sinusoidal, rotary, none; how rotary stretches to longer contexts
 norms        RMSNorm, LayerNorm
 feedforward  SwiGLU, GEGLU, GELU, ReLU²
 linear       a projection whose float32 weight is cast at each use
 cache        keys and values of the tokens so far
+rolling      the cache of a sliding window, for sequences without end
 size         parameters, FLOPs and cache bytes per token
 """

@@ -1,12 +1,27 @@
 """Keys and values of the tokens so far, in tensors allocated once and written in place."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from llmcore.model.masks import Mask, Sight, build_mask
+
 if TYPE_CHECKING:
     from llmcore.model.config import ModelConfig
+
+
+class CacheShape(NamedTuple):
+    """What a layer keeps of a token."""
+
+    heads: int
+    key_width: int
+    value_width: int
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers that is."""
+        return self.heads * (self.key_width + self.value_width)
 
 
 class Cache:
@@ -32,9 +47,7 @@ class Cache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> "Cache":
-        heads, head_width = config.attention.cache_shape(config.width)
-        shape = (config.depth, rows, heads, capacity, head_width)
-        return cls(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+        return cls(*empty_columns(config, rows, capacity, dtype=dtype, device=device))
 
     @property
     def rows(self) -> int:
@@ -49,6 +62,19 @@ class Cache:
         """(B,) the position of each row's next token: how many attended tokens it has."""
         ends = torch.full((self.rows,), self.length, device=self.keys.device)
         return ends if self.padding is None else ends - self.padding
+
+    def mask(self, sight: Sight, tokens: int, *, attended: Tensor | None, documents: Tensor | None) -> Mask:
+        """What the next `tokens` may see of what `append` will return; asked once, before all layers append."""
+        assert self.length == 0 or documents is None, "packed rows cannot follow a cache"
+        assert self.length == 0 or sight.causal, "only causal attention can follow a cache"
+        return build_mask(
+            sight,
+            queries=tokens,
+            keys=self.length + tokens,
+            device=self.keys.device,
+            attended=self.mark(tokens, attended),
+            documents=documents,
+        )
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write (B, H, T, C) after what is there; return the (B, H, length + T, C) so far."""
@@ -89,3 +115,13 @@ class Cache:
     def repeat(self, samples: int) -> None:
         """Give each row `samples` copies, side by side, so that samples share one reading of their prompt."""
         self.keep(torch.arange(self.rows, device=self.keys.device).repeat_interleave(samples))
+
+
+def empty_columns(
+    config: "ModelConfig", rows: int, columns: int, *, dtype: torch.dtype, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """Keys (layers, B, H, columns, C) and values (layers, B, H, columns, Cv)."""
+    shape = config.attention.cache_shape(config.width)
+    first = (config.depth, rows, shape.heads, columns)
+    keys = torch.zeros(*first, shape.key_width, dtype=dtype, device=device)
+    return keys, torch.zeros(*first, shape.value_width, dtype=dtype, device=device)

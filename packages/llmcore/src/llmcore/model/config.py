@@ -1,19 +1,23 @@
 """ModelConfig: the architecture, made of parts and complete by default."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from llmcore.config import Config
 from llmcore.errors import ConfigError
-from llmcore.model.attention import AnyAttention, GroupedQuery
+from llmcore.extensions import part
+from llmcore.model.attention import Attention, GroupedQuery
 from llmcore.model.feedforward import AnyFeedForward, SwiGLU
+from llmcore.model.latent import MultiHeadLatent
 from llmcore.model.norms import AnyNorm, RMSNorm
 from llmcore.model.positions import AnyPositions, RoPE
 
 if TYPE_CHECKING:
     from llmcore.model.transformer import Transformer
+
+AnyAttention = Annotated[Attention, part("llmcore.attention", gqa=GroupedQuery, mla=MultiHeadLatent)]
 
 
 class ModelConfig(Config):
@@ -53,6 +57,13 @@ class ModelConfig(Config):
         self.attention.check(self.width)
         self.positions.check(self.attention.head_size(self.width))
         return self
+
+    @property
+    def endless(self) -> bool:
+        """Whether a sequence may go beyond the context: no token looks further back than a window within it."""
+        sight = self.attention.sight()
+        near = sight.causal and sight.window is not None and sight.window <= self.context
+        return near and self.positions.endless()
 
     def with_vocabulary(self, size: int) -> "ModelConfig":
         """The same architecture for a tokenizer of `size` tokens; a larger vocab_size of its own is kept."""

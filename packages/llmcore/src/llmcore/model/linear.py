@@ -58,8 +58,11 @@ class Linear(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.to(x.dtype) if self.held is None else self.held
-        return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
+        return F.linear(x, self.matrix(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        """(outputs, inputs) as a forward uses it."""
+        return self.weight.to(dtype) if self.held is None else self.held
 
     def hold(self, dtype: torch.dtype) -> None:
         self.held = inputs_first(self.weight, dtype)

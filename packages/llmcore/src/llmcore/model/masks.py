@@ -1,9 +1,22 @@
 """Which keys each query may see: causal, window and sinks, padding, documents of a packed row."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What the attention's own settings let a query see."""
+
+    causal: bool = True
+    window: int | None = None
+    sinks: int = 0
 
 
 @dataclass
@@ -15,7 +28,14 @@ class Mask:
 
     causal: bool
     allowed: Tensor | None
+    distance: Sight | None = None
+    """For kernels that take no tensor: what is seen, where that depends on the distance and on `documents` alone."""
+    documents: Tensor | None = None
+    """(B, T) of packed rows, which see their own document alone."""
     additive: Tensor | None = None
+    """`bias`, made by the first layer that asks."""
+    blocks: "BlockMask | None" = None
+    """What the flex backend makes of it, at its first layer."""
 
     def bias(self, queries: Tensor, keys: Tensor) -> Tensor | None:
         """What is added to scores (B·Hkv, G·T, S) of queries (B, H, T, C): 0 where allowed, else -inf.
@@ -43,15 +63,6 @@ class Mask:
         return torch.ones(queries, queries, dtype=torch.bool, device=device).tril()
 
 
-@dataclass(frozen=True)
-class Sight:
-    """What the attention's own settings let a query see."""
-
-    causal: bool = True
-    window: int | None = None
-    sinks: int = 0
-
-
 def build_mask(
     sight: Sight,
     *,
@@ -60,29 +71,47 @@ def build_mask(
     device: torch.device,
     attended: Tensor | None = None,
     documents: Tensor | None = None,
-    key_positions: Tensor | None = None,
 ) -> Mask:
     """The mask of `queries` tokens that stand last among `keys`.
 
-    `attended` (B, S): False for padding. `documents` (B, S): a query sees its own document alone. `key_positions`
-    (B, S): which keys are sinks, where rows do not begin at column 0. A query always sees itself, so that a row of
+    `attended` (B, S): False for padding. `documents` (B, S): a query sees its own document alone. Sinks are the
+    first tokens of each row that are no padding, or of each document. A query always sees itself, so that a row of
     padding gives numbers.
     """
     windowed = sight.window is not None and keys > sight.window
     if attended is None and documents is None and not windowed:
         if not sight.causal or queries == 1:
-            return Mask(causal=False, allowed=None)
+            return Mask(causal=False, allowed=None, distance=Sight(causal=False))
         if queries == keys:
-            return Mask(causal=True, allowed=None)
+            return Mask(causal=True, allowed=None, distance=Sight())
     query = torch.arange(keys - queries, keys, device=device).unsqueeze(1)  # (T, 1)
     key = torch.arange(keys, device=device)  # (S,)
     allowed = (key <= query if sight.causal else torch.ones_like(key <= query)).unsqueeze(0)  # (1, T, S)
     if windowed and sight.window is not None:
         near = ((query - key).abs() < sight.window).unsqueeze(0)
-        begins = (key if key_positions is None else key_positions.unsqueeze(1)) < sight.sinks
-        allowed = allowed & (near | begins)
+        allowed = allowed & (near | (key_positions(key, attended, documents) < sight.sinks))
     if attended is not None:
         allowed = allowed & attended.unsqueeze(1)
     if documents is not None:
         allowed = allowed & (documents[:, keys - queries :].unsqueeze(2) == documents.unsqueeze(1))
-    return Mask(causal=False, allowed=(allowed | (key == query)).unsqueeze(1))  # (B or 1, 1, T, S)
+    return Mask(
+        causal=False,
+        allowed=(allowed | (key == query)).unsqueeze(1),  # (B or 1, 1, T, S)
+        distance=None if attended is not None or (windowed and sight.sinks) else Sight(sight.causal, sight.window),
+        documents=documents,
+    )
+
+
+def key_positions(key: Tensor, attended: Tensor | None, documents: Tensor | None) -> Tensor:
+    """Columns (S,) -> (S,) or (B, 1, S): where each key stands in its own sequence."""
+    if documents is not None:
+        return restart_positions(documents).unsqueeze(1)
+    return key if attended is None else (attended.long().cumsum(1) - 1).unsqueeze(1)
+
+
+def restart_positions(documents: Tensor) -> Tensor:
+    """(B, T) document numbers -> (B, T) positions, counted anew where the number changes."""
+    column = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return column - torch.where(begins, column, 0).cummax(1).values

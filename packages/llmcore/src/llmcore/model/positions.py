@@ -44,11 +44,18 @@ class Positions(Part):
     def check(self, head_width: int) -> None:
         """Raise a ValueError where the head width does not suit."""
 
+    def endless(self) -> bool:
+        """Whether positions beyond the context are defined."""
+        return False
+
 
 class NoPositions(Positions):
     """Nothing: a causal model can tell positions apart by how much it sees (Haviv et al. 2022)."""
 
     kind: Literal["none"] = "none"
+
+    def endless(self) -> bool:
+        return True
 
     def build(self, *, width: int, head_width: int, context: int) -> PositionLayer:
         return PositionLayer()
@@ -198,6 +205,9 @@ class RoPE(Positions):
         if head_width % 2:
             raise ValueError(f"rotary positions need an even head width, not {head_width}")
 
+    def endless(self) -> bool:
+        return True
+
 
 AnyPositions = Annotated[
     Positions, part("llmcore.positions", rope=RoPE, learned=Learned, sinusoidal=Sinusoidal, none=NoPositions)
@@ -238,7 +248,11 @@ class SinusoidalLayer(PositionLayer):
 
 
 class RoPELayer(PositionLayer):
-    """Tables of all positions below `context`, made at the first use: they are no state of the model."""
+    """Tables of all positions below `context`, made at the first use: they are no state of the model.
+
+    Beyond the context angles go on as they began, position times frequency, computed where they are needed: a
+    sequence without end needs no table without end.
+    """
 
     def __init__(self, config: RoPE, head_width: int, context: int) -> None:
         super().__init__()
@@ -246,25 +260,30 @@ class RoPELayer(PositionLayer):
         self.tables: Rotation | None = None
 
     def rotation(self, x: Tensor, start: int, positions: Tensor | None) -> Rotation:
+        stop = start + x.shape[1]
+        if stop > self.context:
+            columns = torch.arange(start, stop) if positions is None else positions
+            return self.turns(columns, x.device, x.dtype)
         cosine, sine = self.tables_like(x)
         if positions is None:
-            stop = start + x.shape[1]
             return Rotation(cosine[start:stop], sine[start:stop])  # (T, 1, C)
         return Rotation(cosine[positions], sine[positions])  # (B, T, 1, C)
 
     def tables_like(self, x: Tensor) -> Rotation:
-        """(context, 1, C) on the device and in the dtype of x; angles in float64, so no position is off."""
+        """(context, 1, C) on the device and in the dtype of x."""
         tables = self.tables
         if tables is None or tables.cosine.dtype != x.dtype or tables.cosine.device != x.device:
             with torch.inference_mode(False):  # else a model that generated first could not be trained with them
-                tables = self.tables = self.make_tables(x.device, x.dtype)
+                tables = self.tables = self.turns(torch.arange(self.context), x.device, x.dtype)
         return tables
 
-    def make_tables(self, device: torch.device, dtype: torch.dtype) -> Rotation:
-        scaling = self.config.scaling
-        angles = outer_angles(self.context, scaling.frequencies(self.config.base, self.head_width))
-        cosine = (torch.cat([angles.cos(), angles.cos()], -1) * scaling.magnitude()).unsqueeze(1)
-        sine = (torch.cat([-angles.sin(), angles.sin()], -1) * scaling.magnitude()).unsqueeze(1)
+    def turns(self, positions: Tensor, device: torch.device, dtype: torch.dtype) -> Rotation:
+        """(…) positions -> (…, 1, C); angles in float64 on the CPU, so that none is off, however far."""
+        frequencies = self.config.scaling.frequencies(self.config.base, self.head_width)
+        angles = positions.cpu().double().unsqueeze(-1) * frequencies
+        magnitude = self.config.scaling.magnitude()
+        cosine = (torch.cat([angles.cos(), angles.cos()], -1) * magnitude).unsqueeze(-2)
+        sine = (torch.cat([-angles.sin(), angles.sin()], -1) * magnitude).unsqueeze(-2)
         return Rotation(cosine.to(device, dtype), sine.to(device, dtype))
 
 

@@ -32,7 +32,7 @@ def skeleton(config: ModelConfig) -> Transformer:
 def flops_per_token(model: Transformer, *, context: int | None = None) -> int:
     """Training cost of a token: 6 for each weight it is multiplied with, and the attention of `context` tokens.
 
-    Forward 2, backward 4 (Kaplan et al. 2020). Scores and mixing are two products of C by S for each head; a causal
+    Forward 2, backward 4 (Kaplan et al. 2020). Scores and mixing are products with each token that is seen; a causal
     token sees half of the context on average. The embedding lookup costs nothing; as a tied head its table does.
     Of a mixture of experts only the active ones count: `inactive_parameters` of the module are left out.
     """
@@ -41,8 +41,7 @@ def flops_per_token(model: Transformer, *, context: int | None = None) -> int:
     sight = config.attention.sight()
     seen = min(tokens, sight.window or tokens) / (2 if sight.causal and sight.window is None else 1)
     weights = sum(p.numel() for p in model.parameters() if p.dim() >= 2) - idle_parameters(model)
-    heads = getattr(config.attention, "heads", 1)
-    attention = 2 * config.depth * heads * config.attention.head_size(config.width) * seen
+    attention = config.depth * config.attention.products(config.width) * seen
     return int(6 * (weights + attention))
 
 
@@ -55,6 +54,5 @@ def idle_parameters(model: Transformer) -> int:
 
 
 def cache_bytes_per_token(config: ModelConfig, dtype: torch.dtype = torch.float32) -> int:
-    """Keys and values of one token in all layers."""
-    heads, head_width = config.attention.cache_shape(config.width)
-    return 2 * config.depth * heads * head_width * dtype.itemsize
+    """What all layers keep of one token."""
+    return config.depth * config.attention.cache_shape(config.width).numbers * dtype.itemsize

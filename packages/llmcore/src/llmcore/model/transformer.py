@@ -9,7 +9,7 @@ from llmcore.model.attention import Around
 from llmcore.model.cache import Cache
 from llmcore.model.config import ModelConfig
 from llmcore.model.linear import Embedding, Linear, initialise, widen
-from llmcore.model.masks import Mask, build_mask
+from llmcore.model.masks import Mask, build_mask, restart_positions
 
 
 class Transformer(nn.Module):
@@ -66,11 +66,8 @@ class Transformer(nn.Module):
         backend.
         """
         start = 0 if cache is None else cache.length
-        assert start + ids.shape[1] <= self.config.context or positions is not None, (
-            f"{start + ids.shape[1]} tokens in a context of {self.config.context}"
-        )
-        seen = attended if cache is None else cache.mark(ids.shape[1], attended)
         if positions is None:
+            self.check_length(start + ids.shape[1])
             positions = count_positions(ids, attended=attended, documents=documents, cache=cache)
         x = self.embedding(ids, self.activation_dtype)
         if self.config.embedding_scale != 1.0:
@@ -78,7 +75,7 @@ class Transformer(nn.Module):
         x = self.positions.embed(x, start, positions)
         x = F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x
         around = Around(
-            mask=self.mask(ids, start=start, attended=seen, documents=documents),
+            mask=self.mask(ids, attended=attended, documents=documents, cache=cache),
             rotation=self.positions.rotation(x, start, positions),
             cache=cache,
             weights=weights,
@@ -90,25 +87,21 @@ class Transformer(nn.Module):
         normed: Tensor = self.final_norm(x)
         return normed
 
-    def mask(self, ids: Tensor, *, start: int, attended: Tensor | None, documents: Tensor | None) -> Mask:
-        """What the attention of all layers may see; `attended` (B, start + T)."""
-        sight = self.config.attention.sight()
-        assert start == 0 or documents is None, "packed rows cannot follow a cache"
-        assert start == 0 or sight.causal, "only causal attention can follow a cache"
-        key_positions = None
-        if sight.sinks and attended is not None:
-            key_positions = attended.long().cumsum(1) - 1
-        elif sight.sinks and documents is not None:
-            key_positions = restart_positions(documents)
-        return build_mask(
-            sight,
-            queries=ids.shape[1],
-            keys=start + ids.shape[1],
-            device=ids.device,
-            attended=attended,
-            documents=documents,
-            key_positions=key_positions,
-        )
+    def mask(self, ids: Tensor, *, attended: Tensor | None, documents: Tensor | None, cache: Cache | None) -> Mask:
+        """What the attention of all layers may see."""
+        sight, tokens = self.config.attention.sight(), ids.shape[1]
+        if cache is not None:
+            return cache.mask(sight, tokens, attended=attended, documents=documents)
+        return build_mask(sight, queries=tokens, keys=tokens, device=ids.device, attended=attended, documents=documents)
+
+    def check_length(self, tokens: int) -> None:
+        """Refuse a sequence that goes where positions are not defined or were never seen in training."""
+        if tokens > self.config.context and not self.config.endless:
+            raise ConfigError(
+                f"{tokens} tokens in a context of {self.config.context}",
+                hint="only causal attention with a window no longer than the context, and positions 'rope' or 'none', "
+                "goes beyond it",
+            )
 
     def scores(self, hidden: Tensor) -> Tensor:
         """(…, D) -> (…, V) or (…, 1), in float32."""
@@ -218,11 +211,3 @@ def count_positions(
         first = cache.next_position.unsqueeze(1)
     steps = torch.ones_like(ids) if attended is None else attended.long()
     return (first + steps.cumsum(1) - 1).clamp(min=0)
-
-
-def restart_positions(documents: Tensor) -> Tensor:
-    """(B, T) document numbers -> (B, T) positions, counted anew where the number changes."""
-    column = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
-    begins = torch.ones_like(documents, dtype=torch.bool)
-    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    return column - torch.where(begins, column, 0).cummax(1).values

@@ -1,0 +1,163 @@
+"""The cache of a sliding window: a ring that is written over, so that a sequence may go on for ever."""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from llmcore.model.cache import Cache, empty_columns
+from llmcore.model.masks import Mask, Sight, build_mask
+
+if TYPE_CHECKING:
+    from llmcore.model.config import ModelConfig
+
+NEVER = torch.iinfo(torch.long).max
+"""The column of a sink that has not come yet."""
+
+
+class Arrivals(NamedTuple):
+    """(N,) each: row, place among the tokens of this forward, and slot, of the sinks among them."""
+
+    rows: Tensor
+    tokens: Tensor
+    slots: Tensor
+
+
+class RollingCache(Cache):
+    """The last `window` tokens of each row and its first `sinks`: memory that does not grow.
+
+    Column c of the sequence stands in slot c % window. Sinks are written once more, to slots of their own behind the
+    ring: there they are seen from when the window has left them. Keys keep the rotation of their own positions, so
+    all is as if every key were kept and the window a mask.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, *, window: int) -> None:
+        super().__init__(keys, values)
+        self.window = window
+        self.sinks = self.capacity - window
+        self.sink_columns = torch.full((self.rows, self.sinks), NEVER, device=keys.device)
+        self.longest_padding = 0
+        self.arrivals: Arrivals | None = None
+
+    @classmethod
+    def of_window(
+        cls,
+        config: "ModelConfig",
+        rows: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> "RollingCache":
+        sight = config.attention.sight()
+        assert sight.causal and sight.window is not None, f"{sight} has no window to roll"
+        columns = sight.window + sight.sinks
+        keys, values = empty_columns(config, rows, columns, dtype=dtype, device=device)
+        return cls(keys, values, window=sight.window)
+
+    def mask(self, sight: Sight, tokens: int, *, attended: Tensor | None, documents: Tensor | None) -> Mask:
+        assert documents is None, "packed rows have no rolling cache"
+        self.arrivals = self.find_sinks(tokens, attended)
+        if self.length == 0:
+            return build_mask(sight, queries=tokens, keys=tokens, device=self.keys.device, attended=attended)
+        return self.step_mask() if tokens == 1 else self.chunk_mask(tokens, attended)
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write (B, H, T, C); return what the mask is about.
+
+        One token: the slots with it among them. The first tokens: themselves. Later ones: the slots before them and
+        themselves behind, because those that they push out are still seen by the first of them.
+        """
+        held = self.keys[layer], self.values[layer]
+        if keys.shape[2] > 1:
+            seen = (keys, values)
+            if self.length:
+                seen = (torch.cat([held[0], keys], 2), torch.cat([held[1], values], 2))
+            self.write(held, (keys, values))
+            return seen
+        self.write(held, (keys, values))
+        stop = self.filled()
+        return held[0][:, :, :stop], held[1][:, :, :stop]
+
+    def advance(self, tokens: int, attended: Tensor | None) -> None:
+        if attended is not None and self.attended is None:
+            self.attended = torch.ones(self.rows, self.window, dtype=torch.bool, device=self.keys.device)
+        if self.attended is not None:
+            places = self.ring_places(tokens)
+            self.attended[:, places] = True if attended is None else attended[:, -len(places) :]
+        if self.arrivals is not None:
+            self.sink_columns[self.arrivals.rows, self.arrivals.slots] = self.length + self.arrivals.tokens
+        super().advance(tokens, attended)
+        if attended is not None and self.padding is not None:
+            self.longest_padding = int(self.padding.max())
+
+    def keep(self, rows: Tensor) -> None:
+        super().keep(rows)
+        self.sink_columns = self.sink_columns[rows]
+
+    def select(self, filled: Tensor, rows: Tensor) -> Tensor:
+        return filled[:, rows]
+
+    def filled(self) -> int:
+        """How many slots one more token has to look at: all, once the ring is full."""
+        return self.length + 1 if self.length < self.window else self.capacity
+
+    def write(self, held: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> None:
+        """Put new keys and values (B, H, T, C) into the slots of one layer."""
+        places = self.ring_places(new[0].shape[2])
+        for store, added in zip(held, new, strict=True):
+            store[:, :, places] = added[:, :, -len(places) :]
+            if self.arrivals is not None:
+                rows, tokens, slots = self.arrivals
+                store[rows, :, self.window + slots] = added[rows, :, tokens]
+
+    def ring_places(self, tokens: int) -> Tensor:
+        """The slots of the next tokens, of the last of them if they are more than the ring has."""
+        stop = self.length + tokens
+        return torch.arange(max(self.length, stop - self.window), stop, device=self.keys.device) % self.window
+
+    def ring_columns(self, last: int) -> Tensor:
+        """(window,) which column each slot holds when `last` was written last; negative: none yet."""
+        slots = torch.arange(self.window, device=self.keys.device)
+        return last - (last - slots) % self.window
+
+    def find_sinks(self, tokens: int, attended: Tensor | None) -> Arrivals | None:
+        """Which of the next tokens are sinks; None where no row can have any more."""
+        if self.length - self.longest_padding >= self.sinks:
+            return None
+        steps = torch.ones(self.rows, tokens, dtype=torch.long, device=self.keys.device)
+        steps = steps if attended is None else attended.long()
+        positions = self.next_position.unsqueeze(1) + steps.cumsum(1) - 1  # (B, T)
+        rows, places = ((positions < self.sinks) & (steps > 0)).nonzero(as_tuple=True)
+        return Arrivals(rows, places, positions[rows, places])
+
+    def step_mask(self) -> Mask:
+        """Of one token over the slots; nothing is hidden once padding and sinks have left every row's ring."""
+        outside = self.length - self.window  # the last column that the token does not see
+        hidden = self.longest_padding + self.sinks - 1
+        if (self.longest_padding == 0 and outside < 0) or outside >= hidden:
+            return Mask(causal=False, allowed=None)
+        columns = self.ring_columns(self.length)
+        allowed = (columns >= 0).unsqueeze(0)
+        if self.attended is not None:
+            allowed = allowed & self.attended
+        allowed = allowed | (columns == self.length)
+        allowed = torch.cat([allowed.expand(self.rows, -1), self.sink_columns <= outside], 1)
+        return Mask(causal=False, allowed=allowed[:, None, None, : self.filled()])  # (B, 1, 1, S)
+
+    def chunk_mask(self, tokens: int, attended: Tensor | None) -> Mask:
+        """Of several tokens over the slots before them and themselves -> (B, 1, T, window + sinks + T)."""
+        queries = torch.arange(self.length, self.length + tokens, device=self.keys.device).unsqueeze(1)  # (T, 1)
+        columns = self.ring_columns(self.length - 1)
+        ring = (columns >= 0) & (columns > queries - self.window)
+        ring = ring.expand(self.rows, -1, -1)
+        if self.attended is not None:
+            ring = ring & self.attended.unsqueeze(1)
+        sinks = self.sink_columns.unsqueeze(1) <= queries - self.window  # (B, T, sinks)
+        own = build_mask(
+            Sight(window=self.window), queries=tokens, keys=tokens, device=self.keys.device, attended=attended
+        ).tensor(tokens, self.keys.device)
+        own = own.view(-1, tokens, tokens).repeat(self.rows if own.dim() == 2 or len(own) == 1 else 1, 1, 1)
+        if self.arrivals is not None:
+            rows, places, _ = self.arrivals
+            own[rows, :, places] |= torch.arange(tokens, device=own.device) >= places.unsqueeze(1)
+        return Mask(causal=False, allowed=torch.cat([ring, sinks, own], 2).unsqueeze(1))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from conftest import QUICK, TINY, Line
 from forked import run
 from llmcore.manifest import verify_artifact, write_manifest

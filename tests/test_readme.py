@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import typer
+
 from llmcore.config import Config, load_config
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from conftest import QUICK, TINY, Line
 from forked import run
 from llmcore.manifest import read_manifest

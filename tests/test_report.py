@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from llmcore.manifest import Manifest, write_manifest
 
 ROOT = Path(__file__).resolve().parent.parent

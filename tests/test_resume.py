@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from conftest import QUICK, TINY, Line
 from forked import ReadyTest, run, start
 from llmcore.manifest import verify_artifact

@@ -18,10 +18,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich.console import Console
+
 from llmcore.errors import ArtifactError
 from llmcore.manifest import file_entry, read_manifest
 from llmcore.storage import sha256_file, write_durably
-from rich.console import Console
 
 SCHEMA_VERSION = 1
 REPORT = "report.json"

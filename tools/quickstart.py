@@ -15,11 +15,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 import figures
 import report
 from line import REPORT, Job, Line, Step, StepError
 from llmcore.errors import LLMError
-from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ("chats", "preferences", "prompts")

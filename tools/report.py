@@ -11,13 +11,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 import figures
 from charts import Interval, Points, Ruler, Series, interval_chart, line_chart
 from familytree import draw_family
 from line import read_record
 from llmcore.errors import LLMError
 from llmcore.storage import write_durably
-from rich.table import Table
 
 NAME = "report.html"
 TONES = {"pretrain": "gray", "sft": "blue", "reward": "amber", "ppo": "violet", "grpo": "green"}

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+
 from llmcore.shards import TokenShards
 from llmcore.tokenizer import Tokenizer
 

@@ -4,13 +4,19 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
+from torch import Tensor
+
 from llmcore.errors import ConfigError
-from llmcore.model.attention import SDPA, Auto, Backend, GroupedQuery, Manual, Matmul, Scores
+from llmcore.model.attention import GroupedQuery
+from llmcore.model.backends.auto import Auto
+from llmcore.model.backends.contract import Backend, Scores
+from llmcore.model.backends.manual import Manual
+from llmcore.model.backends.matmul import Matmul
+from llmcore.model.backends.sdpa import SDPA
 from llmcore.model.config import ModelConfig
 from llmcore.model.masks import Mask, Sight, build_mask
 from llmcore.model.transformer import Transformer
-from pydantic import ValidationError
-from torch import Tensor
 
 BACKENDS = [Auto(), SDPA(), Matmul(), Manual()]
 SIGHTS = [
@@ -63,14 +69,12 @@ def test_backends_equal_a_naive_loop(backend: Backend, sight: Sight, padded: boo
     queries, keys, values = random_heads(tokens=6, keys=6)
     attended = torch.ones(2, 6, dtype=torch.bool)
     attended[1, :2] = not padded
-    positions = attended.long().cumsum(1) - 1
     mask = build_mask(
         sight,
         queries=6,
         keys=6,
         device=queries.device,
         attended=attended if padded else None,
-        key_positions=positions if padded else None,
     )
     mixed, _ = backend.attend(queries, keys, values, mask=mask, scores=Scores(1 / math.sqrt(4)))
     expected = naive(

@@ -2,6 +2,7 @@ from collections import Counter
 
 import numpy as np
 import torch
+
 from llmcore.batching import LengthBuckets, pad_rows
 
 LENGTHS = [int(n) for n in np.random.default_rng(0).integers(1, 200, size=1003)]

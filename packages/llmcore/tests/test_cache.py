@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch import Tensor
+
 from llmcore.model.cache import Cache
 from llmcore.model.config import ModelConfig
 from llmcore.model.linear import held_weights
 from llmcore.model.transformer import Transformer
-from torch import Tensor
 
 KINDS: dict[str, dict[str, object]] = {
     "default": {},

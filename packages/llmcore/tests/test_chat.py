@@ -1,6 +1,7 @@
 """Rendering conversations: the ids, what is trained on, and that prompts are prefixes."""
 
 import pytest
+
 from llmcore.chat import render_chat
 from llmcore.errors import ConfigError
 from llmcore.records import Message

@@ -3,13 +3,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from llmcore.checkpoint import load_checkpoint, load_tensors, save_model, save_tensors
 from llmcore.errors import ArtifactError
 from llmcore.manifest import write_manifest
 from llmcore.model.config import ModelConfig
 from llmcore.model.transformer import Transformer
 from llmcore.tokenizer import Tokenizer
-from safetensors.torch import load_file, save_file
 
 IDS = torch.tensor([[1, 2, 3, 4]])
 

@@ -2,10 +2,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
+from pydantic import Field
+
 from llmcore.config import Config, load_config
 from llmcore.errors import ConfigError, ExtensionError
 from llmcore.extensions import Part, needs_of, part
-from pydantic import Field
 
 
 class Norm(Part):

@@ -4,11 +4,12 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from llmcore.errors import ConfigError
 from llmcore.model.config import ModelConfig
 from llmcore.train import device
 from llmcore.train.device import Placement, choose_dtype, place, resolve, resolve_device, resolve_dtype, to_device
-from torch import Tensor, nn
 
 CPU = torch.device("cpu")
 

@@ -7,6 +7,8 @@ from itertools import chain
 
 import pytest
 import torch
+from torch import Tensor
+
 from llmcore.errors import ConfigError, DataError
 from llmcore.generate.decoding import Decoding
 from llmcore.generate.engine import Completion, generate, stream
@@ -17,7 +19,6 @@ from llmcore.model.cache import Cache
 from llmcore.model.config import ModelConfig
 from llmcore.model.transformer import Transformer
 from llmcore.tokenizer import Tokenizer
-from torch import Tensor
 
 TEXT = b"the cat sat on the mat; the dog sat on the log. 1 + 2 = 3, 2 + 2 = 4! " * 20
 STOP = ord(";")

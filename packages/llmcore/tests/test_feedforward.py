@@ -3,8 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from llmcore.model.feedforward import GEGLU, GELU, FeedForward, GatedLayer, PlainLayer, ReLU2, SwiGLU
 from torch import Tensor
+
+from llmcore.model.feedforward import GEGLU, GELU, FeedForward, GatedLayer, PlainLayer, ReLU2, SwiGLU
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from llmcore.chat import render_chat
 from llmcore.checkpoint import save_model
 from llmcore.errors import ArtifactError, DataError

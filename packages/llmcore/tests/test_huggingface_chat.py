@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Library
+
 from llmcore.chat import render_chat
 from llmcore.chat_formats import FORMATS
 from llmcore.errors import ConfigError
@@ -13,8 +16,6 @@ from llmcore.huggingface.settings import Settings
 from llmcore.huggingface.vocabulary import read_tokenizer
 from llmcore.records import Message
 from llmcore.tokenizer import Tokenizer
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
-from tokenizers import Tokenizer as Library
 
 transformers = pytest.importorskip("transformers")
 

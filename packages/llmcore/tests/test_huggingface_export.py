@@ -5,10 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import llmcore
 import pytest
 import torch
-from llmcore.checkpoint import save_model
+from safetensors import safe_open
+from typer.testing import CliRunner
+
+import llmcore
+from llmcore.checkpoint import load_checkpoint, save_model
+from llmcore.cli import app
 from llmcore.errors import ArtifactError, ConfigError
 from llmcore.huggingface import writing
 from llmcore.huggingface.family import builtin_families, fitting_family
@@ -17,7 +21,6 @@ from llmcore.huggingface.writing import export_hf
 from llmcore.manifest import family, read_manifest, verify_artifact, write_manifest
 from llmcore.model.config import ModelConfig
 from llmcore.tokenizer import Tokenizer
-from safetensors import safe_open
 
 TINY: dict[str, Any] = {"vocab_size": 260, "width": 32, "depth": 2, "context": 32}
 
@@ -114,6 +117,18 @@ def test_check_finds_a_wrong_key_map(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ArtifactError, match=r"differs in blocks\.0\.feedforward\.gate_up\.weight"):
         export_hf(saved(tmp_path / "ours"), tmp_path / "theirs", check=True)
     assert not (tmp_path / "theirs").exists()
+
+
+def test_both_commands(tmp_path: Path) -> None:
+    runner = CliRunner()
+    done = runner.invoke(app, ["export", "hf", str(saved(tmp_path / "ours")), str(tmp_path / "theirs"), "--check"])
+    assert done.exit_code == 0 and "huggingface" in done.stdout and "LlamaForCausalLM" in done.stdout
+    done = runner.invoke(app, ["import", "hf", str(tmp_path / "theirs"), "--out", str(tmp_path / "again"), "--json"])
+    assert done.exit_code == 0 and json.loads(done.stdout)["config"] == {"model_type": "llama", "chat": "chatml"}
+    options = ["--chat", "plain", "--context", "16", "--out", str(tmp_path / "short")]
+    assert runner.invoke(app, ["import", "hf", str(tmp_path / "theirs"), *options]).exit_code == 0
+    short = load_checkpoint(tmp_path / "short")
+    assert (short.model.config.context, short.tokenizer.special.chat) == (16, "plain")
 
 
 def test_an_export_overwrites_nothing(exported: Path) -> None:

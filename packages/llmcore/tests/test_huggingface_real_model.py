@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from llmcore.checkpoint import save_model
 from llmcore.generate.engine import generate
 from llmcore.generate.sampling import Sampling
@@ -16,7 +18,6 @@ from llmcore.manifest import write_manifest
 from llmcore.model.config import ModelConfig
 from llmcore.model.transformer import Transformer
 from llmcore.tokenizer import Tokenizer
-from torch import Tensor
 
 FOLDER = Path(__file__).parents[4] / "shared" / "data" / "models" / "stories260K"
 HEADER = 7

@@ -6,6 +6,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer as Library
+
 from llmcore.checkpoint import save_model
 from llmcore.huggingface.qwen import QWEN_SPLIT
 from llmcore.huggingface.settings import Settings
@@ -14,7 +16,6 @@ from llmcore.huggingface.writing import export_hf
 from llmcore.manifest import write_manifest
 from llmcore.model.config import ModelConfig
 from llmcore.tokenizer import SpecialTokens, Tokenizer
-from tokenizers import Tokenizer as Library
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 FILES = {

@@ -1,6 +1,7 @@
 """Literals as answers."""
 
 import pytest
+
 from llmcore.literals import same_literal
 
 

@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
 from llmcore.errors import TrainingError
 from llmcore.losses import Batch, Loss, next_token_loss
 from llmcore.model.config import ModelConfig
@@ -26,8 +29,6 @@ from llmcore.train.run import Run
 from llmcore.train.signals import Stopped
 from llmcore.train.snapshot import snapshot_paths
 from llmcore.train.source import FromFunction, SourceState
-from safetensors.torch import load_file
-from torch import Tensor, nn
 
 STEPS = 7
 ROWS = 11  # an epoch ends inside the run: 4 rows a step

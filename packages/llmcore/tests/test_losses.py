@@ -1,13 +1,14 @@
 """Chunked losses against the plain ones, gradients included."""
 
-import llmcore.losses
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
+import llmcore.losses
 from llmcore.losses import Batch, linear_cross_entropy, linear_logprobs, next_token_loss, token_logprobs
 from llmcore.model.config import ModelConfig
 from llmcore.model.transformer import Transformer
-from torch import Tensor
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from llmcore.errors import ArtifactError, ExtensionError
 from llmcore.manifest import (
     Manifest,

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
+
 from llmcore.errors import ArtifactError, LLMError
 from llmcore.train.metrics import MetricsFile, open_tensorboard, read_metrics
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from llmcore.generate.noise import NoiseBlocks, gumbel_noise, mix, mix_number, sequence_seeds
 
 VOCAB = 50

@@ -5,11 +5,12 @@ import sys
 
 import pytest
 import torch
+from torch import nn
+
 from llmcore.errors import TrainingError
 from llmcore.model.config import ModelConfig
 from llmcore.model.transformer import Transformer
 from llmcore.train.optim import AdamW, parameter_groups, set_rate
-from torch import nn
 
 
 def tiny(**settings: object) -> Transformer:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from llmcore.model.config import ModelConfig
 from llmcore.model.positions import (
     NTK,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from llmcore.errors import ArtifactError, DataError
 from llmcore.manifest import write_manifest
 from llmcore.records import (

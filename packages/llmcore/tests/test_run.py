@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from llmcore.checkpoint import load_checkpoint
 from llmcore.config import Config
 from llmcore.errors import ArtifactError, ConfigError, LLMError
@@ -20,7 +22,6 @@ from llmcore.train.metrics import read_metrics
 from llmcore.train.run import Run
 from llmcore.train.signals import Stopped
 from llmcore.train.source import FromFunction
-from torch import Tensor, nn
 
 TRAIN = TrainConfig(steps=6, batch=4, lr=0.05, device="cpu", dtype="fp32", log_every=1, save_every=2, eval_every=3)
 

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
+
 from llmcore.config import load_config
 from llmcore.errors import ConfigError
 from llmcore.generate.penalties import Usage
 from llmcore.generate.sampling import Sampling, choose_tokens, truncate
-from pydantic import ValidationError
 
 SCORES = torch.tensor([[2.0, 1.0, 0.5, 0.0, -1.0], [0.0, 3.0, 2.9, -2.0, 1.0]])
 

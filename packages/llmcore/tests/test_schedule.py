@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import pytest
+
 from llmcore.errors import ConfigError
 from llmcore.train.config import TrainConfig
 from llmcore.train.schedule import Constant, Cosine, Linear, Schedule, WarmupStableDecay

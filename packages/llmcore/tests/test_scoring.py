@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from llmcore.checkpoint import load_checkpoint, save_model
 from llmcore.errors import ArtifactError, DataError
 from llmcore.manifest import write_manifest

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from llmcore.errors import ArtifactError, ConfigError
 from llmcore.shards import DATA_OFFSET, ShardWriter, TokenShards, write_index
 from llmcore.tokenizer import SpecialTokens, Tokenizer

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
 from llmcore.errors import ArtifactError, LLMError, TrainingError
 from llmcore.train import snapshot as module
 from llmcore.train.optim import AdamW
@@ -23,7 +25,6 @@ from llmcore.train.snapshot import (
     snapshot_paths,
 )
 from llmcore.train.source import SourceState
-from torch import nn
 
 
 class Tied(nn.Module):

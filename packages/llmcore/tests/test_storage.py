@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from llmcore.errors import ArtifactError, LLMError
 from llmcore.storage import (
     check_free_space,

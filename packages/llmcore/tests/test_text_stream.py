@@ -3,6 +3,7 @@
 import random
 
 import pytest
+
 from llmcore.generate.stops import StopStrings, cut_at_stop, held_back
 from llmcore.generate.text import printable, stream_text
 from llmcore.tokenizer import Tokenizer

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as Library
+
 from llmcore.errors import ArtifactError, ConfigError, DataError
 from llmcore.tokenizer import CONTROL_TOKENS, SpecialTokens, Tokenizer
-from tokenizers import Tokenizer as Library
 
 SENTENCES = [
     "def stone(): return 'stone'[::-1]\n",

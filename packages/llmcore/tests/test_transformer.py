@@ -6,6 +6,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from llmcore.errors import ConfigError
 from llmcore.model.config import ModelConfig
 from llmcore.model.linear import Linear
@@ -23,7 +25,6 @@ from llmcore.model.transformer import (
     restart_positions,
     take_aux_losses,
 )
-from torch import Tensor, nn
 
 SHAPE: dict[str, object] = {"vocab_size": 50, "width": 32, "depth": 2, "context": 16, "initial_std": 0.2}
 KINDS: dict[str, dict[str, object]] = {
@@ -258,7 +259,7 @@ def test_a_config_survives_json() -> None:
 
 
 def test_too_long_a_sequence_is_refused() -> None:
-    with pytest.raises(AssertionError, match="17 tokens in a context of 16"):
+    with pytest.raises(ConfigError, match="17 tokens in a context of 16"):
         model_with({})(torch.zeros(1, 17, dtype=torch.long))
 
 

@@ -3,6 +3,8 @@
 import io
 
 import pytest
+from rich.console import Console
+
 from llmcore.train.view import (
     LiveView,
     PlainView,
@@ -14,7 +16,6 @@ from llmcore.train.view import (
     number,
     sparkline,
 )
-from rich.console import Console
 
 ROW = {"step": 3, "loss": 2.5, "lr": 4.9e-4, "grad_norm": 0.83, "tokens": 96, "tokens_per_s": 36123.4, "seconds": 1.0}
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from llmcore.records import Chat, Preference, Prompt, load_records
 from llmcore.shards import TokenShards
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from llmcore.errors import DataError
 from llmcore.records import Chat, Preference, Prompt, load_records, prompt_hash
 from llmdata import builtin

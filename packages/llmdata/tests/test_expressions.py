@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 
 import pytest
+
 from llmcore.errors import ConfigError
 from llmcore.literals import parse_literal, same_literal
 from llmdata.expressions import MAKERS, Problem, draw_problems, is_held_out

@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+
 from llmcore.literals import parse_literal, same_literal
 from llmdata.expressions import Problem, draw_problems
 from llmdata.preferences import wrong_answer

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from llmcore.errors import DataError
 from llmdata.sources import Document, Source, open_source, read_documents
 

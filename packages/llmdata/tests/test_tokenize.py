@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from llmcore.errors import ArtifactError, DataError
 from llmcore.manifest import verify_artifact
 from llmcore.shards import TokenShards

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from llmcore.checkpoint import save_model
 from llmcore.errors import ArtifactError, DataError
 from llmcore.manifest import write_manifest

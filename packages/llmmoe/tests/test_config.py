@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from pydantic import ValidationError
+
 from llmcore.extensions import needs_of
 from llmcore.losses import Batch, next_token_loss
 from llmcore.model.config import ModelConfig
@@ -11,7 +13,6 @@ from llmcore.model.size import flops_per_token, skeleton
 from llmcore.model.transformer import take_aux_losses
 from llmmoe.config import MoE
 from llmmoe.layer import MoELayer
-from pydantic import ValidationError
 
 SETTINGS = {"vocab_size": 50, "width": 32, "depth": 2, "context": 16, "feedforward": {"kind": "moe"}}
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from llmcore.checkpoint import load_checkpoint, save_model
 from llmcore.errors import ArtifactError, ConfigError
 from llmcore.extensions import needs_of
@@ -16,7 +18,6 @@ from llmcore.manifest import write_manifest
 from llmcore.model.config import ModelConfig
 from llmcore.model.transformer import Transformer
 from llmcore.tokenizer import Tokenizer
-from safetensors.torch import load_file
 
 CONTEXT = 32
 SIZES = {

@@ -5,12 +5,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from llmcore.model.feedforward import GatedLayer, SwiGLU
 from llmcore.model.linear import held_weights, initialise
 from llmcore.model.transformer import take_aux_losses
 from llmmoe.config import MoE
 from llmmoe.layer import Experts, MoELayer, split_product
-from torch import Tensor
 
 
 @pytest.fixture(autouse=True)

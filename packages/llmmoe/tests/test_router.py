@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from llmmoe.router import Router, Routing, balance_loss, z_loss
 
 

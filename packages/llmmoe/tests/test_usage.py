@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from llmcore.model.config import ModelConfig
 from llmmoe.config import MoE
 from llmmoe.usage import evenness, expert_usage

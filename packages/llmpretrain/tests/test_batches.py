@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from llmcore.errors import DataError
 from llmcore.shards import ShardWriter, TokenShards, write_index
 from llmcore.tokenizer import Tokenizer

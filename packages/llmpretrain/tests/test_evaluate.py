@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from llmcore.model.config import ModelConfig
 from llmcore.shards import ShardWriter, TokenShards, write_index
 from llmcore.tokenizer import Tokenizer

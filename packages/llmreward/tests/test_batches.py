@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from llmcore.errors import DataError
 from llmcore.records import Message, Preference
 from llmcore.tokenizer import Tokenizer

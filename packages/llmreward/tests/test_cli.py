@@ -3,8 +3,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from llmreward.cli import app
 from typer.testing import CliRunner
+
+from llmreward.cli import app
 
 
 def test_help_and_check_do_not_import_torch() -> None:

@@ -2,13 +2,14 @@ import math
 
 import numpy as np
 import pytest
+
 from llmcore.manifest import Manifest
 from llmcore.model.attention import GroupedQuery
 from llmcore.model.config import ModelConfig
 from llmcore.scoring import RewardScale, Scorer
 from llmcore.tokenizer import Tokenizer
 from llmreward.batches import Pair
-from llmreward.evaluate import PairScores, calibration, correlation, evaluate_pairs, invariance, report, wilson
+from llmreward.evaluate import PairScores, calibration, correlation, evaluate_pairs, invariance, proportion, report
 
 
 def scored(chosen: list[float], rejected: list[float], lengths: list[tuple[int, int]]) -> PairScores:
@@ -58,12 +59,8 @@ def test_a_tie_is_a_confidence_of_one_half_and_a_certainty_falls_into_the_last_b
     assert error == pytest.approx(0.25)
 
 
-def test_wilson_interval_of_known_cases() -> None:
-    found = wilson(8, 10)  # the textbook example: 0.490 to 0.943
-    assert (found.low, found.high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
-    assert wilson(0, 20).low == pytest.approx(0.0, abs=1e-12) and wilson(0, 20).high > 0.1
-    assert wilson(20, 20).high == pytest.approx(1.0, abs=1e-12) and wilson(20, 20).low < 0.9
-    assert wilson(0, 0) == (0.0, 0.0, 1.0, 0)
+def test_a_share_of_nothing_may_be_anything() -> None:
+    assert proportion(0, 0) == (0.0, 0.0, 1.0, 0)
 
 
 def test_correlations_have_the_right_sign_and_survive_constants() -> None:

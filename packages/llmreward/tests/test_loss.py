@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from llmcore.config import Config
 from llmcore.errors import ConfigError
 from llmcore.model.attention import GroupedQuery

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from llmcore.checkpoint import load_checkpoint, save_model
 from llmcore.errors import ArtifactError, ConfigError, DataError
 from llmcore.manifest import verify_artifact, write_manifest

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+
 from llmrl.advantages import (
     GROUP_EPSILON,
     generalized_advantages,
@@ -12,7 +14,6 @@ from llmrl.advantages import (
     token_rewards,
     whiten,
 )
-from torch import Tensor
 
 NAN = math.nan
 

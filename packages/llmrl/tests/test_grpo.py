@@ -5,6 +5,8 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+
 from llmcore.losses import token_logprobs
 from llmcore.model.config import ModelConfig
 from llmcore.model.transformer import Transformer
@@ -13,7 +15,6 @@ from llmrl.advantages import group_advantages
 from llmrl.config import GRPOSettings
 from llmrl.experience import Experience, Experiences
 from llmrl.grpo import aggregate, grpo_loss, probability_ratio
-from torch import Tensor
 
 LONGEST = 6
 LOSS_TYPES = ["grpo", "bnpo", "dapo", "dr_grpo"]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from llmcore.config import load_config
 from llmcore.model.config import ModelConfig
 from llmcore.model.norms import LayerNorm

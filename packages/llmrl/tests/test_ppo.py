@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+
 from llmcore.model.config import ModelConfig
 from llmcore.model.transformer import Transformer
 from llmcore.train.loop import train_step
@@ -18,7 +20,6 @@ from llmrl.ppo import (
     ppo_loss,
     value_losses,
 )
-from torch import Tensor
 
 
 def tiny(seed: int = 0) -> ActorCritic:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import pytest
+
 from llmcore.errors import ConfigError, TrainingError
 from llmcore.records import Message, Prompt
 from llmcore.tokenizer import Tokenizer

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from llmcore.errors import DataError
 from llmcore.model.config import ModelConfig
 from llmcore.model.transformer import Transformer

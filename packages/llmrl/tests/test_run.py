@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from llmcore.checkpoint import load_checkpoint, save_model
 from llmcore.config import load_config
 from llmcore.errors import ArtifactError, ConfigError, DataError

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from llmcore.chat import render_chat
 from llmcore.errors import DataError
 from llmcore.losses import next_token_loss

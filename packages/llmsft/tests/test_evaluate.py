@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from llmcore.losses import next_token_loss
 from llmcore.model.config import ModelConfig
 from llmcore.records import Chat, Message

@@ -10,12 +10,14 @@ A map of the package; nothing is imported here, so that `--help` stays fast:
     records      Chat, Preference, Prompt rows
     tokenizer    byte-level and BPE
     chat         conversations to token ids and loss mask
+    chat_formats ChatML, Llama, Mistral, Gemma …: how each kind of model has conversations written
     shards       token shards on disk
     checkpoint   weights + architecture + tokenizer + manifest
     losses       next-token loss and token log-probabilities, never all logits at once
     model/       the transformer and its parts
     generate/    sampling and the generation engine
+    huggingface/ Hugging Face folders, read and written
     train/       fit, optimizers, schedules, the run folder
     command      what every command-line program here shares
-    cli          llmcore inspect | verify | lineage | generate | chat | doctor
+    cli          llmcore inspect | verify | lineage | generate | chat | import hf | export hf | doctor
 """

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from llmcore.errors import DataError
 from llmcore.tokenizer import Tokenizer
-
 from llmdata.artifact import Content, Made, make_artifact
 from llmdata.config import TokenizerConfig
 from llmdata.sources import Source, open_source, read_documents

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from llmcore import command
 from llmcore.config import load_config
 from llmcore.errors import ConfigError
-
 from llmdata.artifact import Made
 from llmdata.config import RecordsConfig, TokenizerConfig, TokensConfig
 

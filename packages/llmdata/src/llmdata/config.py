@@ -2,8 +2,9 @@
 
 from typing import Literal
 
-from llmcore.config import Config
 from pydantic import Field
+
+from llmcore.config import Config
 
 RecordsKind = Literal["chats", "preferences", "prompts"]
 

@@ -19,7 +19,6 @@ from llmcore.records import (
     split_records,
     write_records,
 )
-
 from llmdata.artifact import Content, Made, make_artifact, refuse_losses
 from llmdata.config import RecordsConfig, RecordsKind
 from llmdata.expressions import Problem, draw_problems

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 from llmcore.literals import same_literal
-
 from llmdata.expressions import Problem
 
 Item = TypeVar("Item")

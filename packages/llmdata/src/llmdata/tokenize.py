@@ -8,7 +8,6 @@ from llmcore.errors import DataError
 from llmcore.manifest import Manifest, verify_artifact
 from llmcore.shards import ShardWriter, write_index
 from llmcore.tokenizer import Tokenizer
-
 from llmdata.artifact import Content, Made, make_artifact, refuse_losses
 from llmdata.config import TokensConfig
 from llmdata.sources import Document, Source, open_source, read_documents

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
 from llmcore import command
 from llmcore.command import JsonOption
 from llmcore.errors import ArtifactError, DataError
 
 if TYPE_CHECKING:
-    from llmcore.shards import TokenShards
     from torch import Tensor
+
+    from llmcore.shards import TokenShards
 
 ROWS = 16
 """Windows in one forward."""
@@ -36,7 +38,6 @@ def usage(
     """Print the share of tokens that each expert serves, for each layer."""
     from llmcore.checkpoint import load_checkpoint
     from llmcore.shards import TokenShards
-
     from llmmoe.usage import evenness, expert_usage
 
     loaded = load_checkpoint(checkpoint, expect=None)

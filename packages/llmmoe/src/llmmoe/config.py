@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING, Literal
 
-from llmcore.model.feedforward import FeedForward, SwiGLU, round_up
 from pydantic import Field, PositiveInt, model_validator
+
+from llmcore.model.feedforward import FeedForward, SwiGLU, round_up
 
 if TYPE_CHECKING:
     from llmmoe.layer import MoELayer

@@ -6,6 +6,8 @@ Experts are stacked here and one by one there: gate, up and down of expert e are
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
+
 from llmcore.huggingface.decoder import (
     PARTS,
     Defaults,
@@ -21,8 +23,6 @@ from llmcore.huggingface.keys import Rule, same
 from llmcore.huggingface.settings import Json, Settings
 from llmcore.model.attention import GroupedQuery
 from llmcore.model.config import ModelConfig
-from torch import Tensor
-
 from llmmoe.config import MoE
 
 MOE_PARTS = {**PARTS, "feedforward": "moe"}

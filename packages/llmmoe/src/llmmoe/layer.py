@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from llmcore.model.linear import Spread, inputs_first
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from llmcore.model.linear import Spread, inputs_first
 from llmmoe.config import MoE
 from llmmoe.router import Router, balance_loss, z_loss
 

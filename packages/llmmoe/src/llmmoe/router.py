@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from llmcore.model.linear import Spread, widen
 from torch import Tensor, nn
+
+from llmcore.model.linear import Spread, widen
 
 
 class Routing(NamedTuple):

@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable, Iterable
 
 import torch
-from llmcore.model.transformer import Transformer
 from torch import Tensor, nn
 
+from llmcore.model.transformer import Transformer
 from llmmoe.router import Router, Routing
 
 

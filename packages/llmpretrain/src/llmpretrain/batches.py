@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+
 from llmcore.errors import DataError
 from llmcore.losses import Batch
 from llmcore.shards import TokenShards

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from llmcore import command
 from llmcore.command import JsonOption, OutOption, QuietOption, ResumeOption, Settings, add_config_commands, given
 from llmcore.config import Config, load_config
@@ -49,7 +50,6 @@ def evaluate(
     from llmcore.checkpoint import load_checkpoint
     from llmcore.shards import TokenShards
     from llmcore.train.device import place, resolve
-
     from llmpretrain.evaluate import held_out
 
     loaded = load_checkpoint(checkpoint)

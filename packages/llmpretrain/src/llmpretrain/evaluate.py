@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+
 from llmcore.intervals import Interval, ratio
 from llmcore.losses import token_logprobs
 from llmcore.model.transformer import Transformer

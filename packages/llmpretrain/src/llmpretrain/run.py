@@ -11,7 +11,6 @@ from llmcore.tokenizer import Tokenizer
 from llmcore.train.loop import fit
 from llmcore.train.run import Run
 from llmcore.train.source import FromFunction
-
 from llmpretrain.batches import TokenBatches
 from llmpretrain.config import PretrainConfig
 from llmpretrain.evaluate import held_out

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+
 from llmcore.batching import LengthBuckets, pad_rows
 from llmcore.errors import DataError
 from llmcore.records import Preference
@@ -14,7 +15,6 @@ from llmcore.scoring import scored_row
 from llmcore.tokenizer import Tokenizer
 from llmcore.train.config import TrainConfig
 from llmcore.train.source import SourceState
-
 from llmreward.config import RewardData
 from llmreward.loss import PairBatch
 

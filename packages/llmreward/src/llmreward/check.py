@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmcore.records import Message, Preference, prompt_hash
-
 from llmreward.preferences import load_preferences
 
 SHOWN = 3

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from llmcore import command
 from llmcore.command import JsonOption, OutOption, QuietOption, ResumeOption, Settings, add_config_commands, given
 from llmcore.config import Config, load_config
@@ -54,7 +55,6 @@ def evaluate(
     """Held-out accuracy with a 95 % interval, beside the longer-answer ruler; calibration; invariances."""
     from llmcore.scoring import load_scorer
     from llmcore.train.device import resolve_device
-
     from llmreward.evaluate import as_json, evaluate_file, lines
 
     scorer = load_scorer(reward, device=resolve_device(device))
@@ -70,7 +70,6 @@ def check(
 ) -> None:
     """Look for flaws in preferences: contradictions, cycles, duplicates, empty sides, a length confound, overlap."""
     from llmcore.errors import DataError
-
     from llmreward.check import as_json, check_path, lines
 
     checked = check_path(data)
@@ -100,7 +99,6 @@ def score(
     from llmcore.errors import ConfigError
     from llmcore.scoring import load_scorer
     from llmcore.train.device import resolve_device
-
     from llmreward.score import answers_to, conversations_in, score_conversations
 
     if (data is None) == (prompt is None):

@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from llmcore.config import Config
-from llmcore.train.config import TrainConfig
 from pydantic import Field
 
+from llmcore.config import Config
+from llmcore.train.config import TrainConfig
 from llmreward.loss import AnyPreferenceLoss, BradleyTerry
 
 
@@ -55,5 +55,5 @@ class RewardConfig(Config):
     """The share of the loss that is taken at every token from where the answers part, rather than at the last."""
     normalize: Normalization = Normalization()
     """What the scale of the finished reward is measured on."""
-    train: TrainConfig = TrainConfig(steps=300, batch=32, lr=5e-4)
+    train: TrainConfig = TrainConfig(steps=800, batch=16, lr=5e-4)
     """The optimization; `batch` counts pairs."""

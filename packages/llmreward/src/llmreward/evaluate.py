@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+
 from llmcore import intervals
 from llmcore.errors import DataError
 from llmcore.model.transformer import Transformer
 from llmcore.scoring import Scorer, score_rows
-
 from llmreward.batches import Pair, tokenize_pairs
 from llmreward.config import RewardData
 from llmreward.preferences import load_preferences
@@ -113,7 +113,7 @@ def report(scores: PairScores) -> Report:
     groups = {"shorter": longer < 0, "as_long": longer == 0, "longer": longer > 0}
     return Report(
         accuracy=share(margins > 0),
-        ruler=wilson(float((longer > 0).sum() + (longer == 0).sum() / 2), len(longer)),
+        ruler=proportion(float((longer > 0).sum() + (longer == 0).sum() / 2), len(longer)),
         loss=float(np.logaddexp(0, -margins).mean()),
         margin=float(margins.mean()),
         calibration_error=calibration_error,
@@ -127,14 +127,13 @@ def report(scores: PairScores) -> Report:
     )
 
 
-def wilson(right: float, count: int) -> Proportion:
-    """A share and its 95 % interval (Wilson, 1927): sound for few cases and near 0 and 1."""
-    interval = intervals.share(right, count) if count else intervals.Interval(0.0, 0.0, 1.0)
-    return Proportion(*interval, count)
+def proportion(right: float, count: int) -> Proportion:
+    """A share and its interval; of nothing, anything is possible."""
+    return Proportion(*intervals.share(right, count), count) if count else Proportion(0.0, 0.0, 1.0, 0)
 
 
 def share(right: np.ndarray) -> Proportion:
-    return wilson(float(right.sum()), len(right))
+    return proportion(float(right.sum()), len(right))
 
 
 def calibration(margins: np.ndarray) -> tuple[float, tuple[Bin, ...]]:

@@ -13,12 +13,13 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
 from llmcore.extensions import Part, part
 from llmcore.losses import Loss
 from llmcore.model.transformer import Transformer
 from llmcore.scoring import head_scores, sequence_scores
-from pydantic import Field
-from torch import Tensor, nn
 
 PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(chosen (B,), rejected (B,), margins (B,)) -> (B,); a margin that the data does not give is NaN."""

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
+
 from llmcore.chat import render_chat
 from llmcore.checkpoint import load_checkpoint
 from llmcore.command import builtin_data, required
@@ -17,8 +19,6 @@ from llmcore.scoring import SCALE_FILE, RewardScale, scale_bytes, scale_of, scor
 from llmcore.tokenizer import Tokenizer
 from llmcore.train.loop import fit
 from llmcore.train.run import Run
-from torch import nn
-
 from llmreward.batches import PreferenceBatches, check_dropped, tokenize_pairs
 from llmreward.config import Normalization, RewardConfig
 from llmreward.evaluate import Report, evaluate_pairs

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import JsonValue
+
 from llmcore.errors import DataError
 from llmcore.records import Chat, Message, Preference, read_records
 from llmcore.scoring import Scorer, scored_row
-from pydantic import JsonValue
 
 
 class Conversation(NamedTuple):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from llmcore import command
 from llmcore.command import JsonOption, OutOption, QuietOption, ResumeOption, Settings, add_config_commands, given
 from llmcore.config import Config, load_config
@@ -134,7 +135,6 @@ def rollout(
 ) -> None:
     """One prompt, some completions, each term of the reward, and the advantage GRPO would give them."""
     from llmcore.records import Message, Prompt
-
     from llmrl.evaluate import held_out_prompt, show_rollout
 
     if prompt is not None:

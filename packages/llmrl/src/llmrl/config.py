@@ -2,12 +2,12 @@
 
 from typing import Literal
 
+from pydantic import Field, field_validator, model_validator
+
 from llmcore.config import Config
 from llmcore.train.config import TrainConfig
 from llmcore.train.optim import AdamW
 from llmcore.train.schedule import Linear
-from pydantic import Field, field_validator, model_validator
-
 from llmrl.rewards import AnyReward
 
 

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from pydantic import JsonValue
+from torch import Tensor
+
 from llmcore.checkpoint import load_checkpoint
 from llmcore.errors import ArtifactError
 from llmcore.generate.sampling import Sampling
@@ -18,9 +21,6 @@ from llmcore.model.transformer import Transformer
 from llmcore.records import Prompt, load_records
 from llmcore.storage import write_durably
 from llmcore.tokenizer import Tokenizer
-from pydantic import JsonValue
-from torch import Tensor
-
 from llmrl.advantages import group_advantages
 from llmrl.rewards import Rewards, build_rewards
 from llmrl.rollout import Prompts, Rollout, complete, number_or_none, score_rows

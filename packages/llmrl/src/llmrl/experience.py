@@ -9,9 +9,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from llmcore.train.source import SourceState
 from pydantic import JsonValue
 from torch import Tensor
+
+from llmcore.train.source import SourceState
 
 Metrics = Mapping[str, tuple[float, int]]
 

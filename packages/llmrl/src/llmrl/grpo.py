@@ -16,13 +16,13 @@ KL(ref‖π). `kl_in_reward` takes β·Σk1 from the reward instead; the optimum
 from collections.abc import Mapping
 
 import torch
+from pydantic import JsonValue
+from torch import Tensor, nn
+
 from llmcore.losses import Loss, token_logprobs
 from llmcore.model.transformer import Transformer
 from llmcore.tokenizer import Tokenizer
 from llmcore.train.seeds import step_seed
-from pydantic import JsonValue
-from torch import Tensor, nn
-
 from llmrl.advantages import GroupAdvantages, group_advantages
 from llmrl.config import GRPOConfig, GRPOSettings
 from llmrl.experience import Experience

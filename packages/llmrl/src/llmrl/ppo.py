@@ -17,13 +17,13 @@ from collections.abc import Mapping
 from typing import NamedTuple, cast
 
 import torch
+from pydantic import JsonValue
+from torch import Tensor, nn
+
 from llmcore.losses import Loss, before_last, linear_logprobs
 from llmcore.model.transformer import Transformer
 from llmcore.tokenizer import Tokenizer
 from llmcore.train.seeds import step_seed
-from pydantic import JsonValue
-from torch import Tensor, nn
-
 from llmrl.advantages import generalized_advantages, token_rewards, whiten
 from llmrl.config import PPOConfig, PPOSettings
 from llmrl.experience import Experience

@@ -27,6 +27,9 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import torch
+from pydantic import Field
+from torch import Tensor
+
 from llmcore.errors import ArtifactError, ConfigError, ExtensionError, TrainingError
 from llmcore.extensions import Part, find_part, part
 from llmcore.literals import same_literal
@@ -34,8 +37,6 @@ from llmcore.manifest import Manifest
 from llmcore.records import Prompt
 from llmcore.scoring import load_scorer, scored_row
 from llmcore.tokenizer import Tokenizer
-from pydantic import Field
-from torch import Tensor
 
 GROUP = "llmrl.reward"
 TIMEOUT = 60.0  # seconds that one call of a reward function may take

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from llmcore.batching import pad_rows
 from llmcore.chat import render_chat
 from llmcore.errors import DataError
@@ -20,8 +22,6 @@ from llmcore.losses import token_logprobs
 from llmcore.model.transformer import Transformer
 from llmcore.records import Prompt
 from llmcore.tokenizer import Tokenizer
-from torch import Tensor
-
 from llmrl.config import RolloutConfig
 from llmrl.rewards import Sample
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
 
+from torch import nn
+
 from llmcore.checkpoint import Checkpoint, load_checkpoint
 from llmcore.command import builtin_data, required
 from llmcore.errors import ConfigError
@@ -13,8 +15,6 @@ from llmcore.records import Prompt, load_records
 from llmcore.train.device import resolve
 from llmcore.train.loop import fit
 from llmcore.train.run import Run
-from torch import nn
-
 from llmrl.config import GRPOConfig, PPOConfig, RLConfig
 from llmrl.evaluate import answer, check_same_tokenizer, flat_figures, summarize
 from llmrl.experience import Experiences

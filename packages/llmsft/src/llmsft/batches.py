@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
+
 from llmcore.batching import LengthBuckets, pad_rows
 from llmcore.chat import Rendered, render_chat
 from llmcore.errors import DataError

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from llmcore import command
 from llmcore.command import JsonOption, OutOption, QuietOption, ResumeOption, Settings, add_config_commands, given
 from llmcore.config import Config, load_config
@@ -53,7 +54,6 @@ def evaluate(
     from llmcore.checkpoint import load_checkpoint
     from llmcore.records import Chat, load_records
     from llmcore.train.device import place, resolve
-
     from llmsft.evaluate import evaluate_chats
 
     folder = Path(data) if data else command.builtin_data("chats")

@@ -1,8 +1,9 @@
 """Settings of supervised fine-tuning."""
 
+from pydantic import Field
+
 from llmcore.config import Config
 from llmcore.train.config import TrainConfig
-from pydantic import Field
 
 
 class SFTInputs(Config):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+
 from llmcore.chat import render_chat
 from llmcore.generate.engine import generate
 from llmcore.generate.sampling import Sampling
@@ -14,7 +15,6 @@ from llmcore.losses import next_token_loss
 from llmcore.model.transformer import Transformer
 from llmcore.records import Chat
 from llmcore.tokenizer import Tokenizer
-
 from llmsft.batches import chat_batch, render_rows
 
 ROWS = 64

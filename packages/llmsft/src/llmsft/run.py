@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+
 from llmcore.checkpoint import load_checkpoint
 from llmcore.command import builtin_data, required
 from llmcore.losses import next_token_loss
@@ -12,7 +13,6 @@ from llmcore.records import Chat, load_records
 from llmcore.train.loop import fit
 from llmcore.train.run import Run
 from llmcore.train.source import FromFunction
-
 from llmsft.batches import ChatBatches
 from llmsft.config import SFTConfig
 from llmsft.evaluate import chat_loss

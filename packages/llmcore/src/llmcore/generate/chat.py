@@ -120,7 +120,8 @@ def answer(policy: Checkpoint, messages: Sequence[Message], sampling: Sampling, 
     finally:
         tokens.close()
     console.print()
-    if len(fitted.ids) + len(heard) >= context and heard[-1:] and heard[-1] not in tokenizer.stop_ids:
+    full = len(fitted.ids) + len(heard) >= context and not model.config.endless
+    if full and heard[-1:] and heard[-1] not in tokenizer.stop_ids:
         console.print(f"[dim](the answer was cut where the context of {context} tokens ends)[/dim]")
     return [*fitted.messages, Message(role="assistant", content=said)]
 

@@ -10,6 +10,7 @@ from llmcore.generate.penalties import Usage
 from llmcore.generate.sampling import Sampling, choose_tokens
 from llmcore.generate.stops import StopStrings
 from llmcore.model.cache import Cache
+from llmcore.model.rolling import allocate_cache
 from llmcore.model.transformer import Transformer
 from llmcore.tokenizer import Tokenizer
 
@@ -33,20 +34,27 @@ class Decoding:
         seeds: Sequence[int],
         stop_ids: Collection[int],
         tokenizer: Tokenizer | None,
+        streaming: bool = False,
     ) -> None:
-        """Each prompt is shorter than the context; `seeds` has one number for each sample of each prompt."""
+        """Each prompt is shorter than the context; `seeds` has one number for each sample of each prompt.
+
+        Where `streaming`, only `last` tells the tokens, and an endless model goes on beyond its context.
+        """
         samples = len(seeds) // len(prompts)
         self.model, self.sampling = model, sampling
         self.device = model.head_weight().device
         self.vocab_size = model.head_weight().shape[0]
         lengths = [len(prompt) for prompt in prompts for _ in range(samples)]
-        self.limits = [min(sampling.max_new_tokens, model.config.context - length) for length in lengths]
+        self.limits = [sampling.max_new_tokens] * len(lengths)
+        if not (streaming and model.config.endless):
+            self.limits = [min(sampling.max_new_tokens, model.config.context - length) for length in lengths]
         self.room = torch.tensor(self.limits, device=self.device)
         self.steps = max(self.limits)
         self.count = 0
         self.next_full = min(self.limits)
-        self.tokens = torch.zeros(self.steps, len(seeds), dtype=torch.long, device=self.device)
-        self.logprobs = torch.zeros(self.steps, len(seeds), device=self.device)
+        recorded = 0 if streaming else self.steps
+        self.tokens = torch.zeros(recorded, len(seeds), dtype=torch.long, device=self.device)
+        self.logprobs = torch.zeros(recorded, len(seeds), device=self.device)
         self.rows = torch.arange(len(seeds), device=self.device)
         self.finished = torch.zeros(len(seeds), dtype=torch.bool, device=self.device)
         self.is_stop = torch.zeros(self.vocab_size, dtype=torch.bool)
@@ -78,7 +86,7 @@ class Decoding:
     def read_prompts(self, prompts: Sequence[Sequence[int]], samples: int) -> tuple[Cache, Tensor]:
         """The cache and the scores (B, V) of the first new token; each prompt is read once for all its samples."""
         longest = max(map(len, prompts))
-        cache = Cache.allocate(
+        cache = allocate_cache(
             self.model.config,
             len(prompts),
             longest + self.steps - 1,
@@ -88,13 +96,13 @@ class Decoding:
         ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=self.device)
         padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=self.device).unsqueeze(1)
         ragged = any(len(prompt) < longest for prompt in prompts)
-        columns = torch.arange(longest, device=self.device)
-        hidden = self.model.hidden(
-            ids,
-            positions=(columns - padding).clamp(min=0) if ragged else None,
-            attended=columns >= padding if ragged else None,
-            cache=cache,
-        )
+        attended = torch.arange(longest, device=self.device) >= padding if ragged else None
+        context = self.model.config.context
+        for start in range(0, longest, context):  # only an endless model has prompts of more than one piece
+            piece = slice(start, start + context)
+            hidden = self.model.hidden(
+                ids[:, piece], attended=None if attended is None else attended[:, piece], cache=cache
+            )
         scores = self.model.scores(hidden[:, -1])
         if samples > 1:
             cache.repeat(samples)
@@ -112,8 +120,9 @@ class Decoding:
             self.read_last()
         noise = None if self.noise is None else self.noise.next()
         self.last, logprobs = choose_tokens(self.scores, self.sampling, noise=noise, usage=self.usage)
-        self.tokens[self.count].index_copy_(0, self.rows, self.last)
-        self.logprobs[self.count].index_copy_(0, self.rows, logprobs)
+        if len(self.tokens):
+            self.tokens[self.count].index_copy_(0, self.rows, self.last)
+            self.logprobs[self.count].index_copy_(0, self.rows, logprobs)
         self.count += 1
         self.finished |= self.is_stop[self.last]
         if self.stops:

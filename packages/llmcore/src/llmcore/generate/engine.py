@@ -47,7 +47,8 @@ def generate(
     """Continue each prompt `num_samples` times: for each prompt a list of completions.
 
     `seeds` gives each sequence its own (prompt by prompt, sample by sample); else they follow from the settings' seed.
-    A tokenizer is needed for stop strings only. A prompt that fills the context gets empty completions.
+    A tokenizer is needed for stop strings only. A prompt that fills the context gets empty completions, and sequences
+    end with the context, so that they can be scored.
     """
     check_prompts(model, prompts)
     check_stop_strings(sampling, tokenizer)
@@ -84,9 +85,10 @@ def stream(
     """The new tokens of one prompt as they are chosen, the stop token included; `close` frees everything.
 
     Between two tokens the model is as it was: it may be used, even trained, while a stream waits. The sequence is
-    the first that `generate` gives.
+    the first that `generate` gives. Where a window bounds what the model sees (`ModelConfig.endless`), prompt and
+    stream may be longer than the context, without end, in memory that does not grow.
     """
-    check_prompts(model, [prompt])
+    check_prompts(model, [prompt], endless=model.config.endless)
     check_stop_strings(sampling, tokenizer)
     return stream_tokens(model, prompt, sampling, stop_ids=stop_ids, tokenizer=tokenizer)
 
@@ -99,15 +101,17 @@ def stream_tokens(
     stop_ids: Collection[int],
     tokenizer: Tokenizer | None,
 ) -> Generator[int, None, None]:
-    if len(prompt) == model.config.context:
+    if len(prompt) == model.config.context and not model.config.endless:
         return
     seeds = sequence_seeds(sampling.seed, range(1))
     with evaluating(model):
-        decoding = Decoding(model, [prompt], sampling, seeds=seeds, stop_ids=stop_ids, tokenizer=tokenizer)
+        decoding = Decoding(
+            model, [prompt], sampling, seeds=seeds, stop_ids=stop_ids, tokenizer=tokenizer, streaming=True
+        )
     while not decoding.done:
         with evaluating(model):
             decoding.step()
-        yield int(decoding.tokens[decoding.count - 1, 0])
+        yield int(decoding.last[0])
 
 
 @contextmanager
@@ -123,13 +127,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def check_prompts(model: Transformer, prompts: Sequence[Sequence[int]]) -> None:
+def check_prompts(model: Transformer, prompts: Sequence[Sequence[int]], *, endless: bool = False) -> None:
     """Refuse what the model cannot continue."""
     if model.config.head != "lm":
         raise ConfigError(f"a model with head {model.config.head!r} gives no next token", hint="generate with a policy")
+    if not model.config.attention.sight().causal:
+        raise ConfigError(
+            "a model whose attention is not causal (model.attention.causal=false) gives no next token",
+            hint="generate with a causal model; this one is an encoder",
+        )
     vocab_size, context = model.head_weight().shape[0], model.config.context
     for prompt in prompts:
-        if len(prompt) > context:
+        if len(prompt) > context and not endless:
             raise DataError(
                 f"the prompt has {len(prompt)} tokens, but the model's context has {context}",
                 hint="shorten the prompt, or train a model with a longer context (model.context)",

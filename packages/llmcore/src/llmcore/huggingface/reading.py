@@ -67,6 +67,10 @@ def read_hf(source: Path, *, chat: str | None = None, context: int | None = None
         raise ArtifactError(
             f"{str(source)!r} is no folder", hint="give a folder with config.json, tokenizer.json and safetensors files"
         )
+    if not (source / CONFIG).exists():
+        raise ArtifactError(
+            f"{source} is no Hugging Face folder: it has no {CONFIG}", hint="give a folder that save_pretrained wrote"
+        )
     hf = read_settings(source / CONFIG)
     hf.only("quantization_config", None)
     family = find_family(hf.text("model_type"))

@@ -85,10 +85,10 @@ def read_settings(path: Path) -> Settings:
     return Settings(path, read_json(path))
 
 
-def read_json(path: Path) -> Json:
+def read_json(path: Path, *, limit: int = LIMIT) -> Json:
     """A file that holds one JSON table."""
     try:
-        values = json.loads(read_regular(path, limit=LIMIT).decode("utf-8"))
+        values = json.loads(read_regular(path, limit=limit).decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is not valid JSON: {error}", hint="restore it from a copy") from None
     if not isinstance(values, dict):

@@ -50,7 +50,7 @@ def read_tokenizer(folder: Path, hf: Settings, *, chat: str | None = None) -> To
 
 def gather(folder: Path, hf: Settings) -> Clues:
     """Read the small files around a tokenizer.json."""
-    document = read_json(folder / TOKENIZER_FILE)
+    document = read_json(folder / TOKENIZER_FILE, limit=FILE_LIMIT)
     config = read_json_if_there(folder / TOKENIZER_CONFIG)
     generation = read_json_if_there(folder / GENERATION_CONFIG)
     add_tokens(document, config, folder)

@@ -1,4 +1,5 @@
 """Multi-head latent attention (DeepSeek-V2, 2024): keys and values of all heads are made from one small vector."""
+# ruff: noqa: ARG002 - the contract gives the model's width, which nothing here depends on
 
 import math
 from typing import Literal
@@ -108,8 +109,8 @@ class LatentLayer(nn.Module):
         config = self.config
         source = x if config.query_latent_width is None else self.query_norm(self.query_down(x))
         queries = self.query_up(source).view(*x.shape[:2], config.heads, -1)
-        content, rotary = queries.split([config.content_width, config.rotary_width], -1)
-        latent, rotary_key = self.down(x).split([config.latent_width, config.rotary_width], -1)
+        content, rotary = torch.split(queries, [config.content_width, config.rotary_width], -1)
+        latent, rotary_key = torch.split(self.down(x), [config.latent_width, config.rotary_width], -1)
         if around.rotation is not None:
             turned = around.rotation.apply(torch.cat([rotary, rotary_key.unsqueeze(2)], 2))  # (B, T, H + 1, R)
             rotary, rotary_key = turned[:, :, :-1], turned[:, :, -1]
@@ -118,9 +119,9 @@ class LatentLayer(nn.Module):
     def attend_heads(self, content: Tensor, rotary: Tensor, keys: Tensor, around: Around) -> Tensor:
         """Make each head's keys and values of (B, 1, S, L + R) -> (B, T, H·Cv)."""
         config = self.config
-        latent, rotary_key = keys.split([config.latent_width, config.rotary_width], -1)
+        latent, rotary_key = torch.split(keys, [config.latent_width, config.rotary_width], -1)
         made = self.up(latent.squeeze(1)).view(len(keys), keys.shape[2], config.heads, -1).transpose(1, 2)
-        made_keys, values = made.split([config.content_width, config.value_width], -1)  # (B, H, S, ·)
+        made_keys, values = torch.split(made, [config.content_width, config.value_width], -1)  # (B, H, S, ·)
         full_keys = torch.cat([made_keys, rotary_key.expand(-1, config.heads, -1, -1)], -1)
         queries = torch.cat([content, rotary], -1).transpose(1, 2)
         return self.attend(queries, full_keys, values, around)
@@ -129,7 +130,7 @@ class LatentLayer(nn.Module):
         """Bring the queries to the latent vectors in (B, 1, S, L + R) -> (B, T, H·Cv)."""
         config = self.config
         up = self.up.matrix(content.dtype).view(config.heads, -1, config.latent_width)
-        make_keys, make_values = up.split([config.content_width, config.value_width], 1)  # (H, ·, L)
+        make_keys, make_values = torch.split(up, [config.content_width, config.value_width], 1)  # (H, ·, L)
         brought = torch.einsum("bthc,hcl->bhtl", content, make_keys)
         queries = torch.cat([brought, rotary.transpose(1, 2)], -1)  # (B, H, T, L + R)
         mixed = self.attend(queries, keys, keys[..., : config.latent_width], around)

@@ -15,6 +15,16 @@ NEVER = torch.iinfo(torch.long).max
 """The column of a sink that has not come yet."""
 
 
+def allocate_cache(
+    config: "ModelConfig", rows: int, columns: int, *, dtype: torch.dtype, device: torch.device | str
+) -> Cache:
+    """A cache for sequences of so many columns: rolling where that is smaller."""
+    sight = config.attention.sight()
+    if sight.causal and sight.window is not None and sight.window + sight.sinks < columns:
+        return RollingCache.of_window(config, rows, dtype=dtype, device=device)
+    return Cache.allocate(config, rows, columns, dtype=dtype, device=device)
+
+
 class Arrivals(NamedTuple):
     """(N,) each: row, place among the tokens of this forward, and slot, of the sinks among them."""
 
@@ -28,7 +38,7 @@ class RollingCache(Cache):
 
     Column c of the sequence stands in slot c % window. Sinks are written once more, to slots of their own behind the
     ring: there they are seen from when the window has left them. Keys keep the rotation of their own positions, so
-    all is as if every key were kept and the window a mask.
+    all is as if every key were kept and the window a mask. `attended` (B, window) is of the ring.
     """
 
     def __init__(self, keys: Tensor, values: Tensor, *, window: int) -> None:
@@ -36,8 +46,9 @@ class RollingCache(Cache):
         self.window = window
         self.sinks = self.capacity - window
         self.sink_columns = torch.full((self.rows, self.sinks), NEVER, device=keys.device)
-        self.longest_padding = 0
+        self.hidden_until = -1  # no padding and no sink stands in a later column
         self.arrivals: Arrivals | None = None
+        self.places: Tensor | slice = slice(0, 0)
 
     @classmethod
     def of_window(
@@ -57,6 +68,7 @@ class RollingCache(Cache):
     def mask(self, sight: Sight, tokens: int, *, attended: Tensor | None, documents: Tensor | None) -> Mask:
         assert documents is None, "packed rows have no rolling cache"
         self.arrivals = self.find_sinks(tokens, attended)
+        self.places = self.ring_places(tokens)
         if self.length == 0:
             return build_mask(sight, queries=tokens, keys=tokens, device=self.keys.device, attended=attended)
         return self.step_mask() if tokens == 1 else self.chunk_mask(tokens, attended)
@@ -82,13 +94,14 @@ class RollingCache(Cache):
         if attended is not None and self.attended is None:
             self.attended = torch.ones(self.rows, self.window, dtype=torch.bool, device=self.keys.device)
         if self.attended is not None:
-            places = self.ring_places(tokens)
-            self.attended[:, places] = True if attended is None else attended[:, -len(places) :]
+            self.attended[:, self.places] = True if attended is None else attended[:, -self.window :]
+        if attended is not None and not bool(attended.all()):
+            self.hidden_until = self.length + int((~attended).any(0).nonzero().max())
         if self.arrivals is not None:
-            self.sink_columns[self.arrivals.rows, self.arrivals.slots] = self.length + self.arrivals.tokens
+            rows, places, slots = self.arrivals
+            self.sink_columns[rows, slots] = self.length + places
+            self.hidden_until = max(self.hidden_until, self.length + int(places.max()))
         super().advance(tokens, attended)
-        if attended is not None and self.padding is not None:
-            self.longest_padding = int(self.padding.max())
 
     def keep(self, rows: Tensor) -> None:
         super().keep(rows)
@@ -103,15 +116,16 @@ class RollingCache(Cache):
 
     def write(self, held: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> None:
         """Put new keys and values (B, H, T, C) into the slots of one layer."""
-        places = self.ring_places(new[0].shape[2])
         for store, added in zip(held, new, strict=True):
-            store[:, :, places] = added[:, :, -len(places) :]
+            store[:, :, self.places] = added[:, :, -self.window :]
             if self.arrivals is not None:
                 rows, tokens, slots = self.arrivals
                 store[rows, :, self.window + slots] = added[rows, :, tokens]
 
-    def ring_places(self, tokens: int) -> Tensor:
+    def ring_places(self, tokens: int) -> Tensor | slice:
         """The slots of the next tokens, of the last of them if they are more than the ring has."""
+        if tokens == 1:
+            return slice(self.length % self.window, self.length % self.window + 1)
         stop = self.length + tokens
         return torch.arange(max(self.length, stop - self.window), stop, device=self.keys.device) % self.window
 
@@ -121,20 +135,20 @@ class RollingCache(Cache):
         return last - (last - slots) % self.window
 
     def find_sinks(self, tokens: int, attended: Tensor | None) -> Arrivals | None:
-        """Which of the next tokens are sinks; None where no row can have any more."""
-        if self.length - self.longest_padding >= self.sinks:
-            return None
+        """Which of the next tokens are sinks; None where none can be."""
+        if self.sinks == 0 or self.length > self.hidden_until + 1:
+            return None  # the last column was neither padding nor a sink, in any row
         steps = torch.ones(self.rows, tokens, dtype=torch.long, device=self.keys.device)
         steps = steps if attended is None else attended.long()
         positions = self.next_position.unsqueeze(1) + steps.cumsum(1) - 1  # (B, T)
         rows, places = ((positions < self.sinks) & (steps > 0)).nonzero(as_tuple=True)
-        return Arrivals(rows, places, positions[rows, places])
+        return Arrivals(rows, places, positions[rows, places]) if len(rows) else None
 
     def step_mask(self) -> Mask:
         """Of one token over the slots; nothing is hidden once padding and sinks have left every row's ring."""
         outside = self.length - self.window  # the last column that the token does not see
-        hidden = self.longest_padding + self.sinks - 1
-        if (self.longest_padding == 0 and outside < 0) or outside >= hidden:
+        every_slot = outside >= -1 and outside >= self.hidden_until and self.arrivals is None
+        if every_slot or (outside < 0 and self.attended is None):
             return Mask(causal=False, allowed=None)
         columns = self.ring_columns(self.length)
         allowed = (columns >= 0).unsqueeze(0)
@@ -153,11 +167,10 @@ class RollingCache(Cache):
         if self.attended is not None:
             ring = ring & self.attended.unsqueeze(1)
         sinks = self.sink_columns.unsqueeze(1) <= queries - self.window  # (B, T, sinks)
-        own = build_mask(
-            Sight(window=self.window), queries=tokens, keys=tokens, device=self.keys.device, attended=attended
-        ).tensor(tokens, self.keys.device)
-        own = own.view(-1, tokens, tokens).repeat(self.rows if own.dim() == 2 or len(own) == 1 else 1, 1, 1)
+        sight = Sight(window=self.window)
+        own = build_mask(sight, queries=tokens, keys=tokens, device=self.keys.device, attended=attended)
+        seen = own.tensor(tokens, self.keys.device).view(-1, tokens, tokens).expand(self.rows, -1, -1).clone()
         if self.arrivals is not None:
             rows, places, _ = self.arrivals
-            own[rows, :, places] |= torch.arange(tokens, device=own.device) >= places.unsqueeze(1)
-        return Mask(causal=False, allowed=torch.cat([ring, sinks, own], 2).unsqueeze(1))
+            seen[rows, :, places] |= torch.arange(tokens, device=seen.device) >= places.unsqueeze(1)
+        return Mask(causal=False, allowed=torch.cat([ring, sinks, seen], 2).unsqueeze(1))

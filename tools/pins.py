@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = ROOT / "pyproject.toml"
-BLOCK = re.compile(r"constraint-dependencies = \[.*?\n\]\n", re.DOTALL)
+BLOCK = re.compile(r"^constraint-dependencies = \[.*?\n\]\n", re.DOTALL | re.MULTILINE)
 
 
 def pins() -> list[str]:

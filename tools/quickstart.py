@@ -24,6 +24,8 @@ from llmcore.errors import LLMError
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ("chats", "preferences", "prompts")
+LEVELS = "levels=[0.8,0.2,0]"
+HELD_OUT = 0.02
 
 
 def main() -> None:
@@ -108,9 +110,12 @@ def plan(options: argparse.Namespace) -> list[Step]:
 
     text = [options.data] if options.data else []
     make_data = [
-        job("tokens", "llmdata tokens", *text, "--out", data["tokens"], out=data["tokens"], always=bool(text)),
-        *(job(kind, f"llmdata records --kind {kind} --out", data[kind], out=data[kind]) for kind in RECORDS),
-    ]
+        job(
+            "tokens", "llmdata tokens", *text, f"valid_fraction={HELD_OUT}", "--out", data["tokens"],
+            out=data["tokens"], always=bool(text),
+        ),
+        *(job(kind, f"llmdata records --kind {kind} {LEVELS} --out", data[kind], out=data[kind]) for kind in RECORDS),
+    ]  # fmt: skip
     pretrain = train("llmpretrain run", f"pretrain/{size}", base, "--data", data["tokens"], reads=[data["tokens"]])
     tune = train("llmsft run", f"sft/{size}", sft, "--base", base, "--data", data["chats"], reads=[base, data["chats"]])
     judge = train(

@@ -169,8 +169,8 @@ def tokenizers_to_export() -> dict[str, Tokenizer]:
 def test_auto_tokenizer_on_an_export_gives_our_ids(tmp_path: Path, family: str) -> None:
     transformers = pytest.importorskip("transformers")
     for name, tokenizer in tokenizers_to_export().items():
-        if (name == "qwen") != (family == "qwen2") and not (name == "qwen" and family == "qwen3"):
-            continue
+        if (name == "qwen") != (family == "qwen2") or (name == "gpt2" and family not in ("llama", "qwen3")):
+            continue  # qwen2 takes no other; the large one is slow to load
         settings = {"width": 16, "depth": 1, "context": 32, "vocab_size": tokenizer.vocab_size, **FAMILIES[family]}
         model = ModelConfig.model_validate(settings).build(seed=0)
         folder = tmp_path / name

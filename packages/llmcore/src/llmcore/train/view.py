@@ -81,7 +81,7 @@ class PlainView:
     def start(self, title: str, facts: Mapping[str, str]) -> None:
         self.say(title)
         for name, value in facts.items():
-            self.say(f"  {name:<8}{value}")
+            self.say(f"  {name:<7} {value}")
 
     def begin(self, *, step: int, steps: int) -> None: ...
 
@@ -97,7 +97,7 @@ class PlainView:
 
     def end(self, figures: Mapping[str, str], places: Mapping[str, str]) -> None:
         for name, value in (*figures.items(), *places.items()):
-            self.say(f"  {name:<16}{value}")
+            self.say(f"  {name:<23} {value}")
 
 
 class LiveView:

@@ -57,8 +57,8 @@ def main() -> None:
     rows = pins()
     text = PYPROJECT.read_text()
     if "--check" in sys.argv:
-        pinned = set(re.findall(r'^    "(.+)",$', (BLOCK.search(text) or [""])[0], re.MULTILINE))
-        loose = sorted(set(rows) - pinned)
+        pinned = set(re.findall(r'^    "([^ "]+)', (BLOCK.search(text) or [""])[0], re.MULTILINE))
+        loose = sorted({row.partition(" ")[0] for row in rows} - pinned)
         for row in loose:
             print(f"resolved but not pinned: {row}")
         print(f"{len(rows)} resolved, {len(loose)} not pinned")

@@ -110,4 +110,5 @@ def test_commands_hold_no_absolute_path_and_no_secret(monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     assert harmless(str(tmp_path / "runs" / "a")) == "runs/a"
     assert harmless("--out=/elsewhere/b") == "--out=b"
+    assert harmless("literal + 0.5*/elsewhere/b + 1/3") == "literal + 0.5*b + 1/3"
     assert harmless("HF_TOKEN=abc") == "HF_TOKEN=…"

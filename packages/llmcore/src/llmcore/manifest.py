@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -237,19 +238,23 @@ def command_line() -> str:
     return shlex.join(harmless(word) for word in words)
 
 
+ABSOLUTE_PATH = re.compile(r"(?<![\w./~])/[^\s*+'\"]+")
+
+
 def harmless(word: str) -> str:
     """One word of a command line without absolute paths or secrets."""
     if any(secret in word.lower() for secret in SECRET_WORDS):
         return word.partition("=")[0] + "=…"
-    name, equals, value = word.rpartition("=")
-    path = Path(value)
-    if not path.is_absolute():
-        return word
+    return ABSOLUTE_PATH.sub(lambda match: shortened(Path(match[0])), word)
+
+
+def shortened(path: Path) -> str:
+    """An absolute path as seen from here; one that lies elsewhere by its name alone."""
     try:
         relative = os.path.relpath(path)
     except ValueError:
-        relative = path.name
-    return name + equals + (path.name if relative.startswith("..") else relative)
+        return path.name
+    return path.name if relative.startswith("..") else relative
 
 
 @functools.cache

@@ -4,8 +4,8 @@
     uv run tools/bench.py train --dtype bf16                optimizer steps, as `fit` takes them
     uv run tools/bench.py load --dim 768 --layers 12 --heads 12 --ffn 2048 --vocab 32000
 
-Keys are `tokens_per_s` (median; `best_tokens_per_s`), `ms_per_token_step`, `peak_over_base_mib` and `other_cpu`: the mean
-number of CPUs that other processes kept busy. Above 0.2 the figures are off; only two sides run in turn give a ratio.
+Keys are `tokens_per_s` (median), `best_tokens_per_s`, `ms_per_token_step`, `peak_over_base_mib`, and `other_cpu`: the
+mean number of CPUs that other processes kept busy. Above 0.2 the figures are off; a ratio needs two sides run in turn.
 """
 
 import argparse

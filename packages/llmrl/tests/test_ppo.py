@@ -40,7 +40,7 @@ def some_experience(actor: ActorCritic, *, seed: int = 0, off: float = 0.0) -> E
     column = torch.arange(10)
     mask = (column >= starts[:, None]) & (column < (starts + lengths)[:, None])
     with torch.no_grad():
-        judged = actor(ids)
+        judged = actor(ids, mask)
     noise = torch.randn(4, *judged.values.shape, generator=generator)
     return Experience(
         ids,
@@ -55,11 +55,12 @@ def some_experience(actor: ActorCritic, *, seed: int = 0, off: float = 0.0) -> E
 
 def test_the_value_head_begins_at_zero_and_sees_no_later_token() -> None:
     policy = ModelConfig(vocab_size=11, width=16, depth=1, context=32).build(seed=0)
-    assert ActorCritic(policy)(torch.arange(6)[None]).values.abs().max() == 0
+    seen = torch.tensor([[False, True, True, True]])
+    assert ActorCritic(policy)(torch.arange(4)[None], seen).values.abs().max() == 0
     actor = tiny()
     with torch.no_grad():
-        values = actor(torch.tensor([[1, 2, 3, 4]])).values
-        changed = actor(torch.tensor([[1, 2, 3, 9]])).values
+        values = actor(torch.tensor([[1, 2, 3, 4]]), seen).values
+        changed = actor(torch.tensor([[1, 2, 3, 9]]), seen).values
     torch.testing.assert_close(values, changed, rtol=0, atol=1e-6)
     assert values.shape == (1, 3)
 

@@ -106,7 +106,7 @@ def test_scores_do_not_depend_on_how_rows_are_batched() -> None:
     rollout = sample_rollout(
         model, prompts, [0, 1, 2], TOKENIZER, RolloutConfig(max_completion_length=8), samples=2, seed=0
     )
-    whole, parts = (score_rows(model, rollout.ids, temperature=0.8, rows=rows) for rows in (100, 2))
+    whole, parts = (score_rows(model, rollout, temperature=0.8, rows=rows) for rows in (100, 2))
     torch.testing.assert_close(whole, parts, rtol=0, atol=1e-5)
     assert not whole.requires_grad
 

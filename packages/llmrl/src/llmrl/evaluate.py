@@ -86,7 +86,7 @@ def answer(
 def divergence(model: Transformer, reference: Transformer, rollout: Rollout, *, temperature: float) -> Tensor:
     """(B,) log policy/reference of each completion: on samples of the policy its mean is KL(policy‖reference)."""
     reference.activation_dtype = model.activation_dtype
-    policy, other = (score_rows(m, rollout.ids, temperature=temperature) for m in (model, reference))
+    policy, other = (score_rows(m, rollout, temperature=temperature) for m in (model, reference))
     return torch.where(rollout.mask[:, 1:], policy - other, 0.0).sum(1).cpu()
 
 

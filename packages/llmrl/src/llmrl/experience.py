@@ -148,12 +148,9 @@ class Experiences:
         return self.epochs * self.mini_batches
 
     def micro_batches(self, experience: Experience) -> list[Experience]:
-        """This update's rows, in micro-batches of similar length; the first carries the rollout's figures."""
+        """This update's rows, those of one prompt together; the first part carries the rollout's figures."""
         rows = self.rows_of(len(experience.ids))
         size = self.micro_batch or len(rows)
-        if size < len(rows):
-            lengths = last_columns(experience.mask).cpu()[rows]
-            rows = rows[lengths.argsort(stable=True, descending=True)]
         parts = [rows[i : i + size] for i in range(0, len(rows), size)]
         return [experience.take(part, metrics=experience.metrics if i == 0 else None) for i, part in enumerate(parts)]
 
@@ -164,12 +161,6 @@ class Experiences:
         epoch, place = divmod(self.update, self.mini_batches)
         order = np.random.default_rng([self.seed, self.number, epoch]).permutation(count)
         return torch.from_numpy(np.array_split(order, self.mini_batches)[place].copy())
-
-
-def last_columns(mask: Tensor) -> Tensor:
-    """(B, T) -> (B,) the last True column of each row, 0 where there is none."""
-    columns = torch.arange(mask.shape[1], device=mask.device)
-    return torch.where(mask, columns, 0).amax(1)
 
 
 def as_metrics(values: JsonValue) -> Metrics:

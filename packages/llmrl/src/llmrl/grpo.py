@@ -19,7 +19,7 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor, nn
 
-from llmcore.losses import Loss, token_logprobs
+from llmcore.losses import Loss
 from llmcore.model.transformer import Transformer
 from llmcore.tokenizer import Tokenizer
 from llmcore.train.seeds import step_seed
@@ -28,6 +28,7 @@ from llmrl.config import GRPOConfig, GRPOSettings
 from llmrl.experience import Experience
 from llmrl.rewards import Rewards, Scores, check_scorable
 from llmrl.rollout import Prompts, Rollout, SampleLog, join, length_metrics, sample_rollout, score_rows
+from llmrl.states import sampled_logprobs
 
 
 class GRPO:
@@ -128,10 +129,10 @@ class GRPO:
         temperature = self.config.rollout.temperature
         old = reference = None
         if self.settings.num_iterations > 1 or self.settings.kl_in_reward:
-            old = score_rows(self.policy, rollout.ids, temperature=temperature)
+            old = score_rows(self.policy, rollout, temperature=temperature)
         if self.reference is not None:
             self.reference.activation_dtype = self.policy.activation_dtype
-            reference = score_rows(self.reference, rollout.ids, temperature=temperature)
+            reference = score_rows(self.reference, rollout, temperature=temperature)
         return old, reference
 
     def compare(self, rewards: Tensor) -> GroupAdvantages:
@@ -155,7 +156,7 @@ def grpo_loss(
     """The clipped objective and the KL, summed; `longest` is the longest completion that could be sampled."""
     mask = batch.mask[:, 1:]
     advantages = torch.where(mask, batch.advantages, 0.0)
-    logprobs, entropies = token_logprobs(model, batch.ids, temperature=temperature, entropy=True)
+    logprobs, entropies = sampled_logprobs(model, batch.ids, batch.mask, temperature=temperature, entropy=True)
     old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
     ratio = probability_ratio(logprobs, old, mask, level=settings.importance_sampling_level)
     low, high = 1 - settings.epsilon, 1 + (settings.epsilon_high or settings.epsilon)

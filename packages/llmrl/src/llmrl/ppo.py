@@ -20,7 +20,7 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor, nn
 
-from llmcore.losses import Loss, before_last, linear_logprobs
+from llmcore.losses import Loss
 from llmcore.model.transformer import Transformer
 from llmcore.tokenizer import Tokenizer
 from llmcore.train.seeds import step_seed
@@ -30,6 +30,7 @@ from llmrl.experience import Experience
 from llmrl.grpo import masked_sum
 from llmrl.rewards import Rewards, check_scorable, sum_and_count
 from llmrl.rollout import SCORING_ROWS, Prompts, Rollout, SampleLog, length_metrics, sample_rollout, score_rows
+from llmrl.states import logprobs_of_states, sampled_states, spread
 
 
 class ActorCritic(nn.Module):
@@ -42,19 +43,15 @@ class ActorCritic(nn.Module):
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)
 
-    def forward(self, ids: Tensor, *, temperature: float = 1.0) -> "Judged":
-        """(B, T) -> log-probabilities, entropies and values (B, T-1); V_t is that of the state before token t."""
-        hidden = before_last(self.policy.hidden(ids))
-        logprobs, entropies = linear_logprobs(
-            hidden, self.policy.head_weight(), targets=ids[:, 1:].flatten(), temperature=temperature, entropy=True
-        )
-        values = self.value(hidden.float()).squeeze(-1)
-        shape = (ids.shape[0], ids.shape[1] - 1)
-        return Judged(logprobs.view(shape), entropies.view(shape), values.view(shape))
+    def forward(self, ids: Tensor, mask: Tensor, *, temperature: float = 1.0) -> "Judged":
+        """ids and mask (B, T) -> what is said of the masked tokens; V_t is that of the state before token t."""
+        states = sampled_states(self.policy, ids, mask)
+        logprobs, entropies = logprobs_of_states(self.policy, states, ids, mask, temperature, entropy=True)
+        return Judged(logprobs, entropies, spread(self.value(states.float()).squeeze(-1), mask))
 
 
 class Judged(NamedTuple):
-    """What actor and critic say of each token. All (B, T-1), float32."""
+    """What actor and critic say of each sampled token. All (B, T-1), float32, 0 elsewhere."""
 
     logprobs: Tensor
     entropies: Tensor
@@ -143,12 +140,10 @@ class PPO:
         """What the actor and critic that sampled, and the reference, say of a rollout; without gradients."""
         temperature = self.config.rollout.temperature
         with torch.no_grad():
-            parts = [
-                self.actor(rollout.ids[i : i + SCORING_ROWS], temperature=temperature)
-                for i in range(0, len(rollout.ids), SCORING_ROWS)
-            ]
+            slices = [slice(i, i + SCORING_ROWS) for i in range(0, len(rollout.ids), SCORING_ROWS)]
+            parts = [self.actor(rollout.ids[p], rollout.mask[p], temperature=temperature) for p in slices]
         self.reference.activation_dtype = self.actor.policy.activation_dtype
-        reference = score_rows(self.reference, rollout.ids, temperature=temperature)
+        reference = score_rows(self.reference, rollout, temperature=temperature)
         return Judged(*(torch.cat(tensors) for tensors in zip(*parts, strict=True))), reference
 
     def points(self, scores: Tensor, truncated: Tensor) -> Tensor:
@@ -198,7 +193,7 @@ def ppo_loss(model: ActorCritic, batch: Experience, settings: PPOSettings, *, te
     """Clipped policy and value losses, summed over the tokens."""
     assert batch.old_logprobs is not None and batch.values is not None and batch.returns is not None
     mask = batch.mask[:, 1:]
-    judged = model(batch.ids, temperature=temperature)
+    judged = model(batch.ids, batch.mask, temperature=temperature)
     difference = torch.where(mask, judged.logprobs - batch.old_logprobs, 0.0)
     ratio = difference.exp()
     advantages = torch.where(mask, batch.advantages, 0.0)

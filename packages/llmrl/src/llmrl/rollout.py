@@ -18,12 +18,12 @@ from llmcore.chat import render_chat
 from llmcore.errors import DataError
 from llmcore.generate.engine import generate
 from llmcore.generate.sampling import Sampling
-from llmcore.losses import token_logprobs
 from llmcore.model.transformer import Transformer
 from llmcore.records import Prompt
 from llmcore.tokenizer import Tokenizer
 from llmrl.config import RolloutConfig
 from llmrl.rewards import Sample
+from llmrl.states import sampled_logprobs
 
 SCORING_ROWS = 128
 """Rows of one forward pass without gradients."""
@@ -158,11 +158,13 @@ def join(first: Rollout, kept: Tensor, second: Rollout, *, pad_id: int) -> Rollo
     )
 
 
-def score_rows(model: Transformer, ids: Tensor, *, temperature: float, rows: int = SCORING_ROWS) -> Tensor:
-    """(B, T) -> (B, T-1) log-probabilities by the training forward, without a gradient."""
+def score_rows(model: Transformer, rollout: Rollout, *, temperature: float, rows: int = SCORING_ROWS) -> Tensor:
+    """(B, T-1) log-probabilities of the sampled tokens by the training forward, without a gradient; 0 elsewhere."""
+    parts = [slice(i, i + rows) for i in range(0, len(rollout.ids), rows)]
     with torch.no_grad():
-        parts = [ids[i : i + rows] for i in range(0, len(ids), rows)]
-        return torch.cat([token_logprobs(model, part, temperature=temperature) for part in parts])
+        return torch.cat(
+            [sampled_logprobs(model, rollout.ids[p], rollout.mask[p], temperature=temperature)[0] for p in parts]
+        )
 
 
 def switch_dropout_off(model: Transformer) -> None:

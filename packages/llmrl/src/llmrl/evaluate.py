@@ -17,6 +17,7 @@ from torch import Tensor
 from llmcore.checkpoint import load_checkpoint
 from llmcore.errors import ArtifactError
 from llmcore.generate.sampling import Sampling
+from llmcore.intervals import Interval, mean
 from llmcore.model.transformer import Transformer
 from llmcore.records import Prompt, load_records
 from llmcore.storage import write_durably
@@ -24,16 +25,6 @@ from llmcore.tokenizer import Tokenizer
 from llmrl.advantages import group_advantages
 from llmrl.rewards import Rewards, build_rewards
 from llmrl.rollout import Prompts, Rollout, complete, number_or_none, score_rows
-
-Z_95 = 1.959964
-
-
-class Interval(NamedTuple):
-    """A mean with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Answers(NamedTuple):
@@ -115,13 +106,9 @@ def per_prompt(values: Tensor, samples: int) -> Tensor:
 
 
 def interval(values: Tensor) -> Interval:
-    """The mean of what is not NaN, with its normal 95 % interval."""
-    known = values[~values.isnan()].double()
-    if not len(known):
-        return Interval(math.nan, math.nan, math.nan)
-    mean = float(known.mean())
-    half = Z_95 * float(known.std()) / math.sqrt(len(known)) if len(known) > 1 else math.inf
-    return Interval(mean, mean - half, mean + half)
+    """The mean of what is not NaN, with its 95 % interval."""
+    known = values[~values.isnan()]
+    return mean(known.tolist()) if len(known) else Interval(math.nan, math.nan, math.nan)
 
 
 def pass_at(right: Tensor, samples: int, k: int) -> float:

@@ -38,7 +38,8 @@ class RollingCache(Cache):
 
     Column c of the sequence stands in slot c % window. Sinks are written once more, to slots of their own behind the
     ring: there they are seen from when the window has left them. Keys keep the rotation of their own positions, so
-    all is as if every key were kept and the window a mask. `attended` (B, window) is of the ring.
+    all is as if every key were kept and the window a mask. `attended` (B, window) is of the ring. No
+    gradient passes through what it holds.
     """
 
     def __init__(self, keys: Tensor, values: Tensor, *, window: int) -> None:
@@ -116,7 +117,7 @@ class RollingCache(Cache):
 
     def write(self, held: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> None:
         """Put new keys and values (B, H, T, C) into the slots of one layer."""
-        for store, added in zip(held, new, strict=True):
+        for store, added in zip(held, (new[0].detach(), new[1].detach()), strict=True):
             store[:, :, self.places] = added[:, :, -self.window :]
             if self.arrivals is not None:
                 rows, tokens, slots = self.arrivals

@@ -21,6 +21,11 @@ from llmcore.model.masks import Mask
 # computes what the first one did.
 MATMUL_UP_TO_KEYS = {torch.bfloat16: 512, torch.float32: 256}
 
+# Made once: settings are validated when they are made, which each layer of each step would wait for, and where
+# torch.compile would stop.
+PRODUCTS: Backend = Matmul()
+FUSED: Backend = SDPA()
+
 
 class Auto(Backend):
     """Whichever is faster: `MATMUL_UP_TO_KEYS` on a CPU, the fused kernels elsewhere."""
@@ -32,5 +37,5 @@ class Auto(Backend):
     ) -> tuple[Tensor, Tensor | None]:
         limit = MATMUL_UP_TO_KEYS.get(queries.dtype, 0) if queries.device.type == "cpu" else 0
         small = keys.shape[2] <= limit or (queries.shape[2] == 1 and queries.device.type == "cpu")
-        backend = Matmul() if small or scores.soft_cap is not None else SDPA()
+        backend = PRODUCTS if small or scores.soft_cap is not None else FUSED
         return backend.attend(queries, keys, values, mask=mask, scores=scores)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from llmcore.errors import ConfigError
+from llmcore.model.backends.auto import FUSED
 from llmcore.model.backends.contract import Backend, Needs, Scores, lacks, outside_module
-from llmcore.model.backends.sdpa import SDPA
 from llmcore.model.masks import Mask, Sight
 
 
@@ -36,7 +36,7 @@ class Flash(Backend):
                 hint="set train.dtype=bf16 on a GPU, or model.attention.backend=auto",
             )
         if mask.distance is None:
-            return SDPA().attend(queries, keys, values, mask=mask, scores=scores)
+            return FUSED.attend(queries, keys, values, mask=mask, scores=scores)
         turned = [x.transpose(1, 2) for x in (queries, keys, values)]  # (B, T, H, C)
         if mask.documents is None:
             return flash(turned, distance=mask.distance, scores=scores).flatten(2), None

@@ -74,12 +74,12 @@ def block_mask(mask: Mask, queries: Tensor, keys: Tensor) -> "BlockMask | None":
         return None
     from torch.nn.attention.flex_attention import create_block_mask
 
-    allowed = mask.allowed
+    allowed = None if mask.allowed is None else mask.allowed.expand(len(queries), -1, -1, -1)
 
     def sees(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return key <= query if allowed is None else allowed[row, 0, query, key]
 
-    rows = None if allowed is None or allowed.shape[0] == 1 else allowed.shape[0]
+    rows = len(queries) if mask.allowed is not None and len(mask.allowed) > 1 else None
     return create_block_mask(sees, rows, None, queries.shape[2], keys.shape[2], device=str(queries.device))
 
 

@@ -168,7 +168,7 @@ def bench_load(options: argparse.Namespace) -> Figures:
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
         loading, loaded = timed(lambda: load_checkpoint(folder))
-        touching, _ = timed(lambda: float(sum(p.sum() for p in loaded.model.parameters())))
+        touching, _ = timed(lambda: float(sum(p.detach().sum() for p in loaded.model.parameters())))
         peak = status_mib("VmHWM") - base
     return {
         "metric": "peak_over_base_mib",

@@ -128,7 +128,8 @@ def needs_missing_package(line: Line, work: Path) -> Words:
     folder = work / "base"
     shutil.copytree(line.base, folder, ignore=shutil.ignore_patterns("run"))
     path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"needs": {"llmcapsules": "0.1.0"}}))
+    kept = {name: value for name, value in json.loads(path.read_text()).items() if name != "checksum"}
+    path.write_text(json.dumps(kept | {"needs": {"llmcapsules": "0.1.0"}}))
     return ["llmcore", "generate", folder, "--prompt", "x"]
 
 

@@ -21,7 +21,7 @@ def settings_class(path: Path) -> type[Config]:
     if stage == "rl":
         name = "GRPOConfig" if path.stem.startswith("grpo") else "PPOConfig"
         return getattr(import_module("llmrl.config"), name)
-    names = {"pretrain": "PretrainConfig", "sft": "SFTConfig", "reward": "RewardConfig"}
+    names = {"data": "RecordsConfig", "pretrain": "PretrainConfig", "sft": "SFTConfig", "reward": "RewardConfig"}
     return getattr(import_module(f"llm{stage}.config"), names[stage])
 
 

@@ -24,7 +24,7 @@ from llmcore.errors import LLMError
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ("chats", "preferences", "prompts")
-LEVELS = "levels=[0.8,0.2,0]"
+QUESTIONS = Path("configs/data/quickstart.toml")
 HELD_OUT = 0.02
 
 
@@ -89,7 +89,7 @@ def facts(options: argparse.Namespace) -> dict[str, object]:
 
 def rewards(out: Path) -> dict[str, str]:
     """What each algorithm is paid for; a term with weight 0 is only watched."""
-    return {"ppo": f"{out / 'reward'} + literal", "grpo": f"literal + 0*{out / 'reward'}"}
+    return {"ppo": f"0.5*{out / 'reward'} + literal", "grpo": f"literal + 0*{out / 'reward'}"}
 
 
 def plan(options: argparse.Namespace) -> list[Step]:
@@ -114,7 +114,11 @@ def plan(options: argparse.Namespace) -> list[Step]:
             "tokens", "llmdata tokens", *text, f"valid_fraction={HELD_OUT}", "--out", data["tokens"],
             out=data["tokens"], always=bool(text),
         ),
-        *(job(kind, f"llmdata records --kind {kind} {LEVELS} --out", data[kind], out=data[kind]) for kind in RECORDS),
+        *(
+            job(kind, "llmdata records", QUESTIONS, "--kind", kind, "--out", data[kind],
+                out=data[kind], files=[QUESTIONS])
+            for kind in RECORDS
+        ),
     ]  # fmt: skip
     pretrain = train("llmpretrain run", f"pretrain/{size}", base, "--data", data["tokens"], reads=[data["tokens"]])
     tune = train("llmsft run", f"sft/{size}", sft, "--base", base, "--data", data["chats"], reads=[base, data["chats"]])

@@ -82,7 +82,8 @@ def header(record: Record) -> str:
         "<header><h1>From text to an aligned model</h1>"
         f'<p class="lead">A language model was pretrained on {escape(record["text"])}, taught to answer, judged by a '
         "reward model that it became, and improved by PPO and by GRPO. The task: "
-        "<em>be a Python prompt</em> — read a small expression, write its value. "
+        "<em>be a Python prompt</em> — read a small expression, write its value. Three in ten of the demonstrations "
+        "have a slip, as people's have; fine-tuning imitates those too, and reinforcement learning mends them. "
         "Every figure is on data that no stage trained on.</p>"
         f'<div class="tiles">{tiles}</div></header>'
     )
@@ -237,7 +238,8 @@ def policy_section(name: str, record: Record, curves: Mapping[str, Rows]) -> str
     learned = {
         "ppo": (
             "PPO",
-            "It is paid by the sum of the reward model's score and the rule; a KL penalty holds it near SFT.",
+            "Paid for the reward model's score and for the rule; a KL penalty holds it near SFT. "
+            "Paid for the score alone it would soon game it: the score rises, the share of right answers does not.",
         ),
         "grpo": ("GRPO", "Eight answers to each prompt compete; only the rule decides. The reward model watches."),
     }[name]

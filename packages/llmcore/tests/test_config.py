@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -107,6 +108,13 @@ def test_missing_folder_and_not_utf8_files_are_named(tmp_path: Path) -> None:
         load_config(Settings, [str(bad)])
 
 
+def test_a_settings_file_that_is_none_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    for path, what in ((tmp_path / "pipe.toml", "no regular file"), (tmp_path, "a folder")):
+        with pytest.raises(ConfigError, match=f"is {what}, not a settings file"):
+            load_config(Settings, [str(path)])
+
+
 def test_setting_below_a_value_is_refused() -> None:
     with pytest.raises(ConfigError, match="steps is the value 3"):
         load_config(Settings, ["steps=3", "steps.more=4"])
@@ -120,8 +128,11 @@ def test_new_kind_drops_the_old_kinds_settings(tmp_path: Path) -> None:
 
 def test_kind_alone_and_unknown_kinds(tmp_path: Path) -> None:
     assert load_config(Settings, ["model.norm=large"]).model.norm == Large()
-    with pytest.raises(ConfigError, match="did you mean 'large'"):
+    with pytest.raises(ConfigError, match=r"model\.norm\.kind: unknown kind 'lrage' — did you mean 'large'"):
         load_config(Settings, ["model.norm.kind=lrage"])
+    (tmp_path / "mine.toml").write_text("[model]\nnorm = 'lrage'\n")
+    with pytest.raises(ConfigError, match=r"mine\.toml:2: model\.norm: unknown kind 'lrage'"):
+        load_config(Settings, [str(tmp_path / "mine.toml")])
     with pytest.raises(ExtensionError, match="no installed package offers it"):
         load_config(Settings, ["model.norm.kind=zzz"])
 

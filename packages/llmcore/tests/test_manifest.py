@@ -73,7 +73,24 @@ def test_damage_is_refused_and_named(tmp_path: Path, damage: object, sentence: s
 
 def edit(folder: Path, **changes: object) -> None:
     path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    kept = {name: value for name, value in json.loads(path.read_text()).items() if name != "checksum"}
+    path.write_text(json.dumps(kept | changes))
+
+
+def test_a_changed_value_is_found_by_the_manifests_own_checksum(tmp_path: Path) -> None:
+    artifact(tmp_path)
+    path = tmp_path / "manifest.json"
+    path.write_text(path.read_text().replace('"made_by": "test"', '"made_by": "tesT"'))
+    with pytest.raises(ArtifactError, match=r"manifest\.json is damaged"):
+        read_manifest(tmp_path)
+
+
+def test_a_figure_that_is_no_number_is_left_out_of_the_manifest(tmp_path: Path) -> None:
+    manifest = write_manifest(
+        tmp_path, kind="policy", made_by="test", config={}, files=[], metrics={"loss": 1.0, "kl": float("nan")}
+    )
+    assert manifest.metrics == {"loss": 1.0}
+    assert read_manifest(tmp_path) == manifest
 
 
 def test_links_out_of_the_artifact_are_refused(tmp_path: Path) -> None:
@@ -88,7 +105,7 @@ def test_links_out_of_the_artifact_are_refused(tmp_path: Path) -> None:
 
 def test_another_kind_is_refused_with_both_names(tmp_path: Path) -> None:
     artifact(tmp_path)
-    with pytest.raises(ArtifactError, match=r"holds a tokens \(made by test\), a policy is needed"):
+    with pytest.raises(ArtifactError, match=r"holds tokens \(made by test\), a policy is needed"):
         read_manifest(tmp_path, expect="policy")
 
 

@@ -88,3 +88,15 @@ def test_built_in_artifacts_are_made_once(tmp_path: Path) -> None:
     assert builtin.chats(out) == out
     assert (out / "manifest.json").stat().st_mtime_ns == written
     assert len(load_records(out, Chat, "train")[0]) == 20_000
+
+
+def test_slips_stand_in_some_answers_to_train_on_and_in_none_that_is_held_out(tmp_path: Path) -> None:
+    sides = {}
+    for slips in (0.0, 0.3):
+        config = RecordsConfig(rows="chats", problems=1000, valid_problems=100, slips=slips)
+        make_records(config, tmp_path / str(slips))
+        sides[slips] = [load_records(tmp_path / str(slips), Chat, split)[0] for split in ("train", "valid")]
+    right, slipped = sides[0.0], sides[0.3]
+    assert [row.messages[0] for row in slipped[0]] == [row.messages[0] for row in right[0]]
+    changed = sum(left != other for left, other in zip(slipped[0], right[0], strict=True))
+    assert 250 < changed < 350 and slipped[1] == right[1]

@@ -81,3 +81,11 @@ def test_more_problems_than_there_are_is_an_error() -> None:
         draw_problems("0", train=9_000, valid=10, levels=(1, 0, 0))
     with pytest.raises(ConfigError, match="levels"):
         draw_problems("0", train=100, valid=10, levels=(0, 0, 0))
+
+
+def test_only_the_named_kinds_are_drawn() -> None:
+    train, valid = draw_problems("0", train=200, valid=20, levels=LEVELS, kinds=("split", "sorted"))
+    for side, count in ((train, 200), (valid, 20)):
+        assert Counter(problem.kind for problem in side) == {"sorted": count // 2, "split": count // 2}
+    with pytest.raises(ConfigError, match="no kind 'sorting'"):
+        draw_problems("0", train=200, valid=20, levels=LEVELS, kinds=("sorting",))

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from llmcore.config import first_problem
 from llmcore.errors import ArtifactError
 from llmcore.manifest import Manifest, check_needs, verify_artifact
 from llmcore.model.config import ModelConfig
@@ -77,7 +78,9 @@ def read_architecture(path: Path) -> ModelConfig:
     try:
         return ModelConfig.model_validate(json.loads(read_regular(path, limit=1 << 20)))
     except (ValueError, ValidationError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not a model architecture: {error}", hint="restore it from a copy") from None
+        raise ArtifactError(
+            f"{path} is not a model architecture: {first_problem(error)}", hint="restore it from a copy"
+        ) from None
 
 
 def with_fresh_head(config: ModelConfig, tensors: dict[str, Tensor], folder: Path) -> Transformer:

@@ -10,16 +10,19 @@ from rich.table import Table
 from rich.tree import Tree
 
 from llmcore import command
-from llmcore.command import JsonOption
+from llmcore.command import ResultJsonOption
 from llmcore.config import load_config
 from llmcore.manifest import Manifest, family, read_manifest, verify_artifact
+
+NAMES_SHOWN = 3
+"""Files of an outside parent that its branch of the family tree names."""
 
 app = command.new_app("Look at artifacts, talk to models, check the machine.")
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="An artifact: a folder with a manifest.json.")]
 SamplingSettings = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[SETTINGS]...", help="More of sampling: min_p=0.05, repetition_penalty=1.1, stop=['END']."),
+    typer.Argument(metavar="SETTINGS", help="More of sampling: min_p=0.05, repetition_penalty=1.1, stop=['END']."),
 ]
 MaxNewTokens = Annotated[int, typer.Option(help="Stop after this many tokens.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
@@ -29,7 +32,7 @@ Seed = Annotated[int, typer.Option(help="The same seed gives the same text.")]
 
 
 @app.command()
-def inspect(folder: Folder, json: JsonOption = False) -> None:
+def inspect(folder: Folder, json: ResultJsonOption = False) -> None:
     """What an artifact is: kind, figures, and for a model its architecture and parameters by module."""
     manifest = read_manifest(folder)
     facts = describe(folder, manifest)
@@ -61,7 +64,7 @@ def verify(folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help=
 
 
 @app.command()
-def lineage(folder: Folder, json: JsonOption = False) -> None:
+def lineage(folder: Folder, json: ResultJsonOption = False) -> None:
     """The family tree of an artifact: everything it was made from, and by which command."""
     manifest = read_manifest(folder)
     if json:
@@ -87,14 +90,14 @@ def generate(
     top_k: TopK = 0,
     top_p: TopP = 1.0,
     seed: Seed = 0,
-    json: JsonOption = False,
+    json: ResultJsonOption = False,
 ) -> None:
     """Continue a text with a policy."""
     from llmcore.generate.chat import run_generate
     from llmcore.generate.sampling import Sampling
 
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    sampling = load_config(Sampling, settings or [], {**options, "seed": seed})
+    sampling = load_config(Sampling, [*assignments(**options, seed=seed), *(settings or [])])
     run_generate(folder, prompt, sampling, num_samples=num_samples, json=json)
 
 
@@ -114,12 +117,12 @@ def chat(
     from llmcore.generate.sampling import Sampling
 
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    sampling = load_config(Sampling, settings or [], {**options, "seed": seed})
+    sampling = load_config(Sampling, [*assignments(**options, seed=seed), *(settings or [])])
     run_chat(folder, sampling, system=system)
 
 
 @app.command()
-def doctor(json: JsonOption = False) -> None:
+def doctor(json: ResultJsonOption = False) -> None:
     """Check torch, devices, number formats, threads, disk and installed packages; each line says what to do."""
     from llmcore.doctor import checkup
 
@@ -153,7 +156,7 @@ def import_from_hugging_face(
     context: Annotated[
         int | None, typer.Option(metavar="N", help="Longest sequence; all of the model's if left out.")
     ] = None,
-    json: JsonOption = False,
+    json: ResultJsonOption = False,
 ) -> None:
     """Turn a Hugging Face folder into a checkpoint; transformers is not needed."""
     from llmcore.huggingface.reading import import_hf
@@ -168,12 +171,17 @@ def export_to_hugging_face(
     check: Annotated[
         bool, typer.Option("--check", help="Read it back and compare weights, logits and tokenizer, bit for bit.")
     ] = False,
-    json: JsonOption = False,
+    json: ResultJsonOption = False,
 ) -> None:
     """Turn a checkpoint into a folder that transformers, TRL and vLLM load."""
     from llmcore.huggingface.writing import export_hf
 
     report(export_hf(checkpoint, out, check=check), out, json=json)
+
+
+def assignments(**options: float) -> list[str]:
+    """Options as settings: what is set behind them stands above their defaults."""
+    return [f"{name}={value}" for name, value in options.items()]
 
 
 def report(manifest: Manifest, out: Path, *, json: bool) -> None:
@@ -228,7 +236,7 @@ def describe_model(folder: Path) -> dict[str, object]:
 
 def readable(value: object) -> str:
     if isinstance(value, float):
-        return f"{value:,.4f}"
+        return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return json_library.dumps(value) if isinstance(value, dict | list) else str(value)
@@ -236,8 +244,14 @@ def readable(value: object) -> str:
 
 def person(name: str, manifest: Manifest) -> str:
     made = f" · {manifest.made_by} · {manifest.made_at}" if manifest.made_by else ""
-    files = f" · {', '.join(manifest.files)}" if manifest.kind == "file" else ""
+    files = f" · {some(list(manifest.files))}" if manifest.kind == "file" else ""
     return f"[bold]{name}[/bold]  {manifest.kind} [cyan]{manifest.id}[/cyan]{made}{files}"
+
+
+def some(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def grow(tree: Tree, manifest: Manifest) -> None:

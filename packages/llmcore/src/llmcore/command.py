@@ -26,7 +26,7 @@ DISK_ERRORS = {"ENOSPC", "EDQUOT", "EROFS", "EIO", "EACCES"}
 
 Settings = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[SETTINGS]...", help="TOML files and key=value settings, applied in order."),
+    typer.Argument(metavar="SETTINGS", help="TOML files and key=value settings, applied in order."),
 ]
 OutOption = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Output folder; runs/<stage>-<settings file> by default.")
@@ -35,6 +35,7 @@ ResumeOption = Annotated[
     str, typer.Option("--resume", metavar="auto|never|STEP", help="auto: start, or go on where it stopped.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout: metrics lines, then the manifest.")]
+ResultJsonOption = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
 
@@ -73,8 +74,17 @@ def main(app: typer.Typer) -> NoReturn:
         code = fail(str(disk_error(Path(str(error.filename or "output")), error)))
     except Exception as error:  # the command's main: the one place where anything may arrive
         code = unexpected(error)
-    sys.stdout.flush()
-    sys.exit(code)
+    sys.exit(flush(code))
+
+
+def flush(code: int) -> int:
+    """Write out what was printed; output that cannot be written is an error, a reader that left is none."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return code if isinstance(error, BrokenPipeError) else fail(str(disk_error(Path("standard output"), error)))
+    return code
 
 
 def share_the_cores() -> None:
@@ -123,8 +133,15 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def default_out(stage: str, settings: Sequence[str]) -> Path:
     """`runs/<stage>-<config stem>`: the same command finds its own folder again."""
-    files = [Path(s) for s in settings if "=" not in s]
-    return Path("runs") / (f"{stage}-{files[-1].stem}" if files else stage)
+    stems = [Path(setting).stem for setting in settings if "=" not in setting]
+    if not stems:
+        return Path("runs") / stage
+    return Path("runs") / (stems[-1] if stems[-1].startswith(f"{stage}-") else f"{stage}-{stems[-1]}")
+
+
+def as_typed(words: str) -> str:
+    """A command line to copy: through `uv run` where this one was given so."""
+    return f"uv run {words}" if "UV_RUN_RECURSION_DEPTH" in os.environ else words
 
 
 def builtin_data(name: str) -> Path:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from llmcore.errors import ConfigError
+from llmcore.errors import ConfigError, ExtensionError
 
 
 class Config(BaseModel):
@@ -69,6 +69,8 @@ def load_config(kind: type[C], settings: Sequence[str], options: Mapping[str, ob
         return kind.model_validate(tree)
     except ValidationError as error:
         raise ConfigError("\n".join(explain(error, kind, tree, origin))) from None
+    except (ConfigError, ExtensionError) as error:
+        raise type(error)(f"{place_of_kind(error.message, tree, origin)}{error.message}", hint=error.hint) from None
 
 
 def read_setting(setting: str) -> Iterator[tuple[KeyPath, object, str]]:
@@ -87,14 +89,15 @@ def read_setting(setting: str) -> Iterator[tuple[KeyPath, object, str]]:
 
 
 def read_toml_text(path: Path) -> str:
+    if not path.exists():
+        raise ConfigError(f"{str(path)!r}: no such settings file", hint="give a .toml file, or settings as key=value")
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise ConfigError(
+            f"{str(path)!r} is {what}, not a settings file", hint="name inputs by their options: see --help"
+        )
     try:
         return path.read_bytes().decode("utf-8")
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{str(path)!r}: no such settings file", hint="give a .toml file, or settings as key=value"
-        ) from None
-    except IsADirectoryError:
-        raise ConfigError(f"{str(path)!r} is a folder, not a settings file") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}", hint="save the file as UTF-8") from None
 
@@ -154,6 +157,25 @@ def explain(error: ValidationError, kind: type[BaseModel], tree: Tree, origin: d
             got = "" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})"
             lines.append(f"{where}: {dotted}: {reason}{got}")
     return lines
+
+
+def place_of_kind(message: str, tree: Tree, origin: dict[KeyPath, str]) -> str:
+    """Where the part stands that a message names by its kind: pydantic lets errors of ours pass without a location."""
+    for path, where in origin.items():
+        node: object = tree
+        for key in path:
+            node = node.get(key) if isinstance(node, dict) else None
+        if isinstance(node, str) and f"kind {node!r}" in message:
+            return f"{where}: {'.'.join(path)}: "
+    return ""
+
+
+def first_problem(error: Exception) -> str:
+    """On one line, the first thing that pydantic found wrong in a file of ours; of any other error, its words."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    problem = error.errors(include_url=False)[0]
+    return ": ".join(part for part in (".".join(map(str, problem["loc"])), problem["msg"]) if part)
 
 
 def known_path(tree: Tree, loc: KeyPath) -> KeyPath:

@@ -8,6 +8,7 @@ parents' ids and file hashes, so that identical runs have identical ids.
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -27,6 +28,7 @@ from llmcore.errors import ArtifactError, ExtensionError
 from llmcore.storage import read_regular, sha256_file, write_durably
 
 NAME = "manifest.json"
+CHECKSUM = "checksum"
 SCHEMA_VERSION = 1
 LARGEST = 16 << 20
 
@@ -105,12 +107,12 @@ def write_manifest(
         config=plain_config(config),
         parents=dict(parents or {}),
         needs=dict(needs or {}),
-        metrics={name: float(value) for name, value in (metrics or {}).items()},
+        metrics={name: float(value) for name, value in (metrics or {}).items() if math.isfinite(value)},
         counts=dict(counts or {}),
         environment={"python": platform.python_version(), **(environment or {})},
         files={name: file_entry(folder / name) for name in files},
     )
-    write_durably(folder / NAME, manifest.model_dump_json(indent=1).encode())
+    write_durably(folder / NAME, with_checksum(manifest))
     return manifest
 
 
@@ -119,12 +121,18 @@ def read_manifest(folder: Path, *, expect: str | None = None) -> Manifest:
     manifest = parse_manifest(folder)
     if expect is not None and manifest.kind != expect:
         raise ArtifactError(
-            f"{folder} holds a {manifest.kind} (made by {manifest.made_by}), a {expect} is needed here",
-            hint=f"give a folder that holds a {expect}",
+            f"{folder} holds {article(manifest.kind)} (made by {manifest.made_by}), {article(expect)} "
+            f"{'are' if expect.endswith('s') else 'is'} needed here",
+            hint=f"give a folder that holds {article(expect)}",
         )
     for name, entry in manifest.files.items():
         check_size(folder, name, entry)
     return manifest
+
+
+def article(kind: str) -> str:
+    """`policy` -> `a policy`; `chats` and other plurals stay as they are."""
+    return kind if kind.endswith("s") else f"a {kind}"
 
 
 def verify_artifact(folder: Path, *, expect: str | None = None) -> Manifest:
@@ -185,6 +193,8 @@ def parse_manifest(folder: Path) -> Manifest:
             f"{path} has schema version {found!r}, this llmcore reads {SCHEMA_VERSION}",
             hint="use the llmcore that wrote it, or make the artifact again",
         )
+    if CHECKSUM in raw and raw.pop(CHECKSUM) != checksum(raw):
+        raise ArtifactError(f"{path} is damaged: it does not have its own checksum", hint="restore it from a copy")
     try:
         manifest = Manifest.model_validate(raw)
     except (ValidationError, RecursionError) as error:
@@ -194,6 +204,17 @@ def parse_manifest(folder: Path) -> Manifest:
     for name in manifest.files:
         check_name(path, name)
     return manifest
+
+
+def with_checksum(manifest: Manifest) -> bytes:
+    """The file's content: the manifest, and last a checksum of all before it, since no other file vouches for it."""
+    tree = manifest.model_dump(mode="json")
+    return json.dumps({**tree, CHECKSUM: checksum(tree)}, indent=1, ensure_ascii=False).encode()
+
+
+def checksum(tree: Mapping[str, Any]) -> str:
+    """SHA-256 of the values, however they are spaced and ordered."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def check_name(path: Path, name: str) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from llmcore.batching import pad_rows
 from llmcore.chat import render_chat
 from llmcore.checkpoint import load_checkpoint
-from llmcore.config import Config
+from llmcore.config import Config, first_problem
 from llmcore.errors import ArtifactError, DataError
 from llmcore.manifest import Manifest
 from llmcore.model.transformer import Transformer, last_attended, mean_attended
@@ -141,7 +141,9 @@ def read_scale(folder: Path) -> RewardScale:
             )
         return RewardScale.model_validate(raw)
     except (ValueError, ValidationError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not a reward scale: {error}", hint="restore it from a copy") from None
+        raise ArtifactError(
+            f"{path} is not a reward scale: {first_problem(error)}", hint="restore it from a copy"
+        ) from None
 
 
 def check_lengths(rows: Sequence[Sequence[int]], context: int) -> None:

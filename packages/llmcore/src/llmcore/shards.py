@@ -14,7 +14,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from llmcore.config import Config
+from llmcore.config import Config, first_problem
 from llmcore.errors import ArtifactError, ConfigError
 from llmcore.storage import read_regular
 from llmcore.tokenizer import Tokenizer
@@ -167,7 +167,7 @@ class TokenShards:
         index = read_index(folder)
         if split not in index.splits:
             known = ", ".join(index.splits)
-            raise ConfigError(f"{folder} has no split {split!r} (it has {known})")
+            raise ConfigError(f"{folder / INDEX_FILE} has no split {split!r} (it has {known})")
         entry = index.splits[split]
         self.vocab_size = index.vocab_size
         self.tokenizer_sha256 = index.tokenizer_sha256
@@ -217,7 +217,7 @@ def read_index(folder: Path) -> TokensIndex:
     try:
         index = TokensIndex.model_validate_json(read_regular(path, limit=INDEX_LIMIT))
     except ValueError as error:
-        raise broken(path, str(error).splitlines()[0]) from None
+        raise broken(path, first_problem(error)) from None
     if index.schema_version != VERSION:
         raise broken(path, f"schema version {index.schema_version} is not {VERSION}")
     for name in (name for split in index.splits.values() for name in split.files):
@@ -232,8 +232,9 @@ def check_tokenizer(folder: Path, index: TokensIndex, tokenizer: Tokenizer) -> N
     """Refuse ids that another tokenizer made, also one of the same size."""
     if tokenizer.sha256 != index.tokenizer_sha256:
         raise ArtifactError(
-            f"{folder} was made with another tokenizer (sha {index.tokenizer_sha256[:8]}, {index.vocab_size} ids) "
-            f"than the one given (sha {tokenizer.sha256[:8]}, {tokenizer.vocab_size} ids)",
+            f"{folder} was made with another tokenizer than the one given: {INDEX_FILE} says "
+            f"{index.tokenizer_sha256[:16]!r} with {index.vocab_size} ids, it is {tokenizer.sha256[:16]!r} with "
+            f"{tokenizer.vocab_size}",
             hint="make the tokens again with llmdata tokens --tokenizer and the tokenizer you want",
         )
 
@@ -243,7 +244,8 @@ def check_totals(path: Path, entry: Split, headers: Sequence[Header]) -> None:
     counted = tuple(sum(column) for column in zip(*(header[2:5] for header in headers), strict=True))
     if counted != (entry.tokens, entry.documents, entry.bytes):
         stated = (entry.tokens, entry.documents, entry.bytes)
-        raise broken(path, f"it counts {stated} tokens, documents and bytes, the shards {counted}")
+        shards = ", ".join(entry.files[:3])
+        raise broken(path, f"it counts {stated} tokens, documents and bytes, {shards} {counted}: one of them is wrong")
 
 
 def open_shard(path: Path, header: Header, index: TokensIndex, *, verify: bool) -> IdArray:
@@ -265,7 +267,9 @@ def open_shard(path: Path, header: Header, index: TokensIndex, *, verify: bool) 
 def read_header(path: Path) -> Header:
     """The header of a shard, every field within its bounds."""
     if not path.is_file():
-        raise ArtifactError(f"{path}: no such shard", hint="make the tokens again with llmdata tokens")
+        raise ArtifactError(
+            f"{path}: no such shard, though {INDEX_FILE} names it", hint="make the tokens again with llmdata tokens"
+        )
     with path.open("rb") as file:
         raw = file.read(DATA_OFFSET)
     if len(raw) < DATA_OFFSET:

@@ -16,7 +16,7 @@ app = command.new_app("Text to tokenizers, token shards and records.")
 
 Arguments = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[PATHS|SETTINGS]...", help="Inputs; TOML files and key=value settings, applied in order."),
+    typer.Argument(metavar="PATHS|SETTINGS", help="Inputs; TOML files and key=value settings, applied in order."),
 ]
 OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Output folder, below runs/ by default.")]
 MapOption = Annotated[
@@ -153,4 +153,4 @@ def report(made: Made, out: Path, *, elapsed: float, following: str, json_: bool
         return
     counts = ", ".join(f"{name} {count:,}" for name, count in made.manifest.counts.items() if "kind_" not in name)
     state = "is already there" if made.existed else f"made in {elapsed:.1f} s"
-    print(f"{made.manifest.kind} {out} {state}: {counts}\nnext: {following}")
+    print(f"{made.manifest.kind} {out} {state}: {counts}\nnext: {command.as_typed(following)}")

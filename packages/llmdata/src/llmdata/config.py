@@ -72,5 +72,9 @@ class RecordsConfig(Config):
     """Built-in expressions: distinct problems held out."""
     levels: tuple[float, float, float] = (0.6, 0.3, 0.1)
     """Built-in expressions: shares of the three levels of difficulty."""
+    kinds: tuple[str, ...] = ()
+    """Built-in expressions: only these kinds, as kinds=["sorted","split"]; all twelve if none is named."""
+    slips: float = Field(0.0, ge=0, lt=1)
+    """Built-in chats: share of the answers to train on that are slips, as people's are; held-out ones stay right."""
     seed: int = 0
     """Built-in expressions: which problems are drawn; a held-out problem is held out under every seed."""

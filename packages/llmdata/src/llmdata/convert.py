@@ -80,7 +80,10 @@ def read_file(file: SourceFile, config: RecordsConfig, dropped: Counter[str]) ->
         else:
             problems.append(f"{scanned.where}: {scanned.problem}")
     if problems:
-        fix = "mend them, or name the keys that matter: --map prompt=question,completion=answer"
+        fix = (
+            f"mend them, or name the keys that matter: --map prompt=question,completion=answer; rows become "
+            f"{config.rows}: --kind says otherwise"
+        )
         raise rows_error(file.path, problems, len(rows) + len(problems) + unusable, fix=fix)
     return rows
 
@@ -88,19 +91,26 @@ def read_file(file: SourceFile, config: RecordsConfig, dropped: Counter[str]) ->
 def build(config: RecordsConfig) -> tuple[list[Record], list[Record], dict[str, int]]:
     """Built-in expressions as records of the wanted kind."""
     drawn = draw_problems(
-        f"{config.seed}/{config.rows}", train=config.problems, valid=config.valid_problems, levels=config.levels
+        f"{config.seed}/{config.rows}",
+        train=config.problems,
+        valid=config.valid_problems,
+        levels=config.levels,
+        kinds=config.kinds,
     )
-    train, valid = ([to_record(problem, config) for problem in side] for side in drawn)
+    train = [to_record(problem, config, slips=config.slips) for problem in drawn[0]]
+    valid = [to_record(problem, config) for problem in drawn[1]]
     kinds = Counter(problem.kind for side in drawn for problem in side)
     return train, valid, {f"kind_{kind}": count for kind, count in sorted(kinds.items())}
 
 
-def to_record(problem: Problem, config: RecordsConfig) -> Record:
-    """One problem as a chat, a preference or a prompt."""
+def to_record(problem: Problem, config: RecordsConfig, *, slips: float = 0.0) -> Record:
+    """One problem as a chat, a preference or a prompt; a share of the chats has a slip for an answer."""
     prompt = (Message(role="user", content=problem.prompt),)
-    if config.rows == "chats":
-        return Chat(messages=(*prompt, Message(role="assistant", content=problem.answer)))
     if config.rows == "prompts":
         return Prompt(prompt=prompt, answer=problem.answer, extra={"kind": problem.kind, "level": problem.level})
     seed = hashlib.sha256(f"{config.seed}/{problem.prompt}".encode()).hexdigest()
-    return Preference(prompt=prompt, chosen=problem.answer, rejected=wrong_answer(problem, seed))
+    if config.rows == "preferences":
+        return Preference(prompt=prompt, chosen=problem.answer, rejected=wrong_answer(problem, seed))
+    slipped = int(seed[:8], 16) < slips * 2**32
+    answer = wrong_answer(problem, seed) if slipped else problem.answer
+    return Chat(messages=(*prompt, Message(role="assistant", content=answer)))

@@ -39,18 +39,21 @@ class Drawn(NamedTuple):
 Maker = Callable[[random.Random, int], Drawn]
 
 
-def draw_problems(seed: str, *, train: int, valid: int, levels: Sequence[float]) -> tuple[list[Problem], list[Problem]]:
-    """(train, valid): distinct problems, as many of each kind, in a random order that the seed decides.
+def draw_problems(
+    seed: str, *, train: int, valid: int, levels: Sequence[float], kinds: Sequence[str] = ()
+) -> tuple[list[Problem], list[Problem]]:
+    """(train, valid): distinct problems, as many of each of some kinds (of all if none is named), in random order.
 
     A level that has too few distinct problems of a kind leaves the rest to the next one that has a share.
     """
     total = sum(levels)
     if min(levels) < 0 or total <= 0:
         raise ConfigError(f"levels={tuple(levels)!r} are no shares", hint="give three numbers, as levels=[0.6,0.3,0.1]")
+    chosen = check_kinds(kinds)
     sides: tuple[list[Problem], list[Problem]] = ([], [])
-    for number, kind in enumerate(MAKERS):
+    for number, kind in enumerate(chosen):
         seen: set[str] = set()
-        wanted = [quota(train, number), quota(valid, number)]
+        wanted = [quota(total_rows, number, len(chosen)) for total_rows in (train, valid)]
         owed = [0.0, 0.0]
         for level in (1, 2, 3):
             owed = [rest + want * levels[level - 1] / total for rest, want in zip(owed, wanted, strict=True)]
@@ -69,9 +72,17 @@ def draw_problems(seed: str, *, train: int, valid: int, levels: Sequence[float])
     return sides
 
 
-def quota(total: int, number: int) -> int:
+def check_kinds(kinds: Sequence[str]) -> list[str]:
+    """The kinds that are asked for, in our order."""
+    for kind in kinds:
+        if kind not in MAKERS:
+            raise ConfigError(f"kinds: there is no kind {kind!r} of expressions", hint=f"there are {', '.join(MAKERS)}")
+    return [kind for kind in MAKERS if not kinds or kind in kinds]
+
+
+def quota(total: int, number: int, kinds: int) -> int:
     """How many of `total` fall to the kind of a number."""
-    return total // len(MAKERS) + (number < total % len(MAKERS))
+    return total // kinds + (number < total % kinds)
 
 
 def draw(seed: str, kind: str, *, level: int, counts: Sequence[int], seen: set[str]) -> Iterator[Problem]:

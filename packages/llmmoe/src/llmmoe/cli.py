@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmcore import command
-from llmcore.command import JsonOption
+from llmcore.command import ResultJsonOption
 from llmcore.errors import ArtifactError, DataError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def usage(
     data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Tokens, as llmdata tokens makes them.")],
     split: Annotated[str, typer.Option("--split", help="Which split of the tokens.")] = "valid",
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="At most this many tokens.")] = 65_536,
-    json: JsonOption = False,
+    json: ResultJsonOption = False,
 ) -> None:
     """Print the share of tokens that each expert serves, for each layer."""
     from llmcore.checkpoint import load_checkpoint

@@ -7,7 +7,16 @@ from typing import Annotated
 import typer
 
 from llmcore import command
-from llmcore.command import JsonOption, OutOption, QuietOption, ResumeOption, Settings, add_config_commands, given
+from llmcore.command import (
+    JsonOption,
+    OutOption,
+    QuietOption,
+    ResultJsonOption,
+    ResumeOption,
+    Settings,
+    add_config_commands,
+    given,
+)
 from llmcore.config import Config, load_config
 
 app = command.new_app("Pretraining: tokens to a base model.")
@@ -41,21 +50,21 @@ def run(
 
 @app.command(name="eval")
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A policy.")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="POLICY", help="A policy.")],
     data: DataOption = None,
     windows: Annotated[int | None, typer.Option(help="Score this many windows, spread evenly; all if absent.")] = None,
-    json: JsonOption = False,
+    json: ResultJsonOption = False,
 ) -> None:
     """Held-out loss and bits per byte, with a 95 % interval."""
     from llmcore.checkpoint import load_checkpoint
     from llmcore.shards import TokenShards
     from llmcore.train.device import place, resolve
     from llmpretrain.evaluate import held_out
+    from llmpretrain.run import tokens_folder
 
     loaded = load_checkpoint(checkpoint)
     place(loaded.model, resolve("auto", "fp32"))
-    folder = Path(data) if data else command.builtin_data("tokens")
-    shards = TokenShards(folder, "valid", tokenizer=loaded.tokenizer)
+    shards = TokenShards(tokens_folder(data), "valid", tokenizer=loaded.tokenizer)
     found = held_out(loaded.model, shards, loaded.tokenizer, windows=windows)
     if json:
         print(json_library.dumps({**found._asdict(), "bits_per_byte": found.bits_per_byte._asdict()}))

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from llmcore.command import builtin_data
+from llmcore.errors import ArtifactError
 from llmcore.losses import next_token_loss
+from llmcore.manifest import NAME as MANIFEST
 from llmcore.manifest import Manifest, verify_artifact
 from llmcore.model.transformer import Transformer
 from llmcore.shards import TokenShards
@@ -22,7 +24,7 @@ def run(
     config: PretrainConfig, out: Path, *, resume: str = "auto", json: bool = False, quiet: bool = False
 ) -> Manifest:
     """Train a base model on a tokens artifact and write a policy to `out`."""
-    data = Path(config.inputs.data) if config.inputs.data else builtin_data("tokens")
+    data = tokens_folder(config.inputs.data)
     tokens = verify_artifact(data, expect="tokens")
     tokenizer = Tokenizer.load(data)
     config = config.model_copy(update={"model": config.model.with_vocabulary(tokenizer.vocab_size)})
@@ -50,3 +52,13 @@ def run(
     model = config.model.build(seed=config.train.seed)
     fit(model, FromFunction(batches.micro_batches), next_token_loss, config.train, job, evaluate=evaluate)
     return job.finish(model)
+
+
+def tokens_folder(data: str | None) -> Path:
+    """The tokens artifact to read, the built-in one if none is given; of plain text it is said how it becomes one."""
+    if not data:
+        return builtin_data("tokens")
+    path = Path(data)
+    if path.exists() and not (path / MANIFEST).exists():
+        raise ArtifactError(f"{data!r} is no tokens artifact", hint=f"make one of it first: llmdata tokens {data}")
+    return path

@@ -7,7 +7,16 @@ from typing import Annotated
 import typer
 
 from llmcore import command
-from llmcore.command import JsonOption, OutOption, QuietOption, ResumeOption, Settings, add_config_commands, given
+from llmcore.command import (
+    JsonOption,
+    OutOption,
+    QuietOption,
+    ResultJsonOption,
+    ResumeOption,
+    Settings,
+    add_config_commands,
+    given,
+)
 from llmcore.config import Config, load_config
 
 app = command.new_app("Supervised fine-tuning: chats to an assistant.")
@@ -44,11 +53,13 @@ def run(
 
 @app.command(name="eval")
 def evaluate(
-    checkpoints: Annotated[list[Path], typer.Argument(help="Policies, compared on the same conversations.")],
+    checkpoints: Annotated[
+        list[Path], typer.Argument(metavar="POLICY", help="Policies, compared on the same conversations.")
+    ],
     data: DataOption = None,
     count: Annotated[int, typer.Option(help="Held-out conversations to ask.")] = 500,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
-    json: JsonOption = False,
+    json: ResultJsonOption = False,
 ) -> None:
     """Held-out loss and the share of right answers (exact text or the same Python literal), with 95 % intervals."""
     from llmcore.checkpoint import load_checkpoint

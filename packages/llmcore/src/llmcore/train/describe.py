@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
+from llmcore.command import as_typed
 from llmcore.manifest import Manifest
 from llmcore.train.config import TrainConfig
 from llmcore.train.device import Placement
@@ -56,8 +57,13 @@ def describe_training(config: TrainConfig) -> str:
 
 
 def end_figures(manifest: Manifest, progress: Progress, *, peak: int) -> dict[str, str]:
-    """The end table."""
-    figures = {name: number(value) for name, value in manifest.metrics.items()}
+    """The end table: the last loss and what was held out; the rest of the last step is in the manifest."""
+    held_out = any(name.startswith("val_") for name in manifest.metrics)
+    figures = {
+        name: number(value)
+        for name, value in manifest.metrics.items()
+        if not held_out or name == "loss" or name.startswith("val_")
+    }
     speed = {"speed": f"{amount(progress.tokens / progress.seconds)} tokens/s"} if progress.seconds else {}
     return figures | {
         "steps": f"{progress.step:,}",
@@ -70,5 +76,5 @@ def end_figures(manifest: Manifest, progress: Progress, *, peak: int) -> dict[st
 
 def end_places(out: Path, metrics: Path, next_commands: Sequence[str]) -> dict[str, str]:
     """Where things are, and what to do next."""
-    places = {"model": str(out), "metrics": str(metrics), "curves": f"tensorboard --logdir {out}"}
-    return places | {"next" + " " * index: command for index, command in enumerate(next_commands)}
+    places = {"model": str(out), "metrics": str(metrics), "curves": as_typed(f"tensorboard --logdir {out}")}
+    return places | {"next" + " " * index: as_typed(command) for index, command in enumerate(next_commands)}

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field, JsonValue, ValidationError
 
-from llmcore.config import Config
+from llmcore.config import Config, first_problem
 from llmcore.errors import ArtifactError, ConfigError
 from llmcore.manifest import Manifest, plain_config
 from llmcore.storage import read_regular
@@ -54,7 +54,8 @@ def read_identity(path: Path) -> Identity:
         return Identity.model_validate(json.loads(read_regular(path, limit=LARGEST)))
     except (ValueError, ValidationError, RecursionError) as error:
         raise ArtifactError(
-            f"{path} does not describe a run: {error}", hint="choose another --out, or restore it from a copy"
+            f"{path} does not describe a run: {first_problem(error)}",
+            hint="choose another --out, or restore it from a copy",
         ) from None
 
 
@@ -68,7 +69,7 @@ def check_same_run(out: Path, *, found: Identity, wanted: Identity, config: Conf
     ]
     if differences:
         raise ConfigError(
-            f"{out} holds another run: " + "; ".join(differences),
+            f"{out} holds another run: {'; '.join(differences)} (run/{NAME})",
             hint="give the settings it was started with, or choose another --out",
         )
 

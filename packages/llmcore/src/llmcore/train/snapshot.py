@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from llmcore.config import Config
+from llmcore.config import Config, first_problem
 from llmcore.errors import ArtifactError, LLMError, TrainingError
 from llmcore.manifest import NAME as MANIFEST
 from llmcore.manifest import verify_artifact, write_manifest
@@ -231,7 +231,7 @@ def read_state(path: Path) -> State:
     try:
         return State.model_validate(json.loads(read_regular(path, limit=LARGEST_STATE)))
     except (ValueError, ValidationError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not the state of a run: {error}") from None
+        raise ArtifactError(f"{path} is not the state of a run: {first_problem(error)}") from None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -96,8 +96,10 @@ class PlainView:
     def pause(self) -> None: ...
 
     def end(self, figures: Mapping[str, str], places: Mapping[str, str]) -> None:
-        for name, value in (*figures.items(), *places.items()):
-            self.say(f"  {name:<23} {value}")
+        rows = [*figures.items(), *places.items()]
+        width = max((len(name) for name, _ in rows), default=0)
+        for name, value in rows:
+            self.say(f"  {name:<{width}}  {value}")
 
 
 class LiveView:

@@ -1,0 +1,50 @@
+"""What every command shares: where runs go, what is said next, and output that cannot be written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmcore.command import as_typed, default_out
+from llmcore.config import load_config
+from llmcore.errors import ConfigError
+
+
+def test_a_run_is_named_after_its_stage_and_settings_file() -> None:
+    assert default_out("sft", []) == Path("runs/sft")
+    assert default_out("sft", ["configs/sft/tiny.toml", "train.lr=1"]) == Path("runs/sft-tiny")
+    assert default_out("grpo", ["configs/rl/grpo-tiny.toml"]) == Path("runs/grpo-tiny")
+
+
+def test_the_next_command_can_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
+    assert as_typed("llmcore doctor") == "llmcore doctor"
+    monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
+    assert as_typed("llmcore doctor") == "uv run llmcore doctor"
+
+
+def test_settings_of_generation_stand_above_the_defaults_of_its_options() -> None:
+    from llmcore.cli import assignments
+    from llmcore.generate.sampling import Sampling
+
+    options = assignments(max_new_tokens=200, temperature=0.8)
+    assert load_config(Sampling, [*options, "temperature=0.5"]).temperature == 0.5
+    assert load_config(Sampling, options).temperature == 0.8
+    with pytest.raises(ConfigError, match="temperature=-1"):
+        load_config(Sampling, [*options, "temperature=-1"])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_output_that_cannot_be_written_is_one_sentence() -> None:
+    printing = (
+        "import typer\nfrom llmcore import command\napp = typer.Typer()\n"
+        "@app.command()\ndef say(lines: int) -> None:\n    print('word ' * lines)\n"
+        "command.main(app)"
+    )
+    for lines in ("1", "100000"):
+        with Path("/dev/full").open("w") as full:
+            words = [sys.executable, "-c", printing, lines]
+            done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == 2, done.stderr
+        assert "could not be written: the disk is full" in done.stderr and "Traceback" not in done.stderr

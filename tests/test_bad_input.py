@@ -141,6 +141,11 @@ def bad_resume(line: Line, work: Path) -> Words:
     return pretrain(line, work, "--resume", "4000")
 
 
+def idle_reference(line: Line, work: Path) -> Words:
+    words = ["llmrl", "grpo", "--policy", line.sft, "--reward", "literal", "--prompts", line.prompts, "grpo.beta=0"]
+    return [*words, "--reference", work / "nowhere", "--out", work / "out"]
+
+
 def not_an_artifact(line: Line, work: Path) -> Words:
     return ["llmcore", "inspect", line.text]
 
@@ -166,6 +171,7 @@ CASES: dict[str, tuple[Case, list[str]]] = {
     "an artifact of a missing package": (needs_missing_package, ["llmcapsules 0.1.0"]),
     "a typo in an option": (bad_option, ["--dta"]),
     "a step to resume that is not there": (bad_resume, ["4000"]),
+    "an option that would do nothing": (idle_reference, ["--reference", "beta"]),
     "a folder that is no artifact": (not_an_artifact, ["manifest.json"]),
 }
 

@@ -81,7 +81,14 @@ def write_quickstart(out: Path) -> None:
     for name, value in printed.items():
         (out / "eval" / f"{name}.json").write_text(json.dumps(value))
     lines = [
-        {"policy": str(out / name), "prompt": prompt, "answer": "3", "completion": text, "rewards": {"literal": right}}
+        {
+            "policy": str(out / name),
+            "way": "sampled",
+            "prompt": prompt,
+            "answer": "3",
+            "completion": text,
+            "rewards": {"literal": right},
+        }
         for name, text, right in (("pretrain", EVIL, 0.0), ("sft", "2", 0.0), ("ppo", "3", 1.0), ("grpo", "3", 1.0))
         for prompt in ("len('abc')", "1 + 2")
     ]

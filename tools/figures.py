@@ -37,13 +37,15 @@ def collect(out: Path) -> dict[str, Any]:
 
 
 def samples(out: Path, *, count: int = 14) -> list[dict[str, Any]]:
-    """The same held-out prompts answered greedily by every policy: as many of each kind of problem as fit."""
+    """One sampled answer of every policy to the same held-out prompts, of as many shapes as fit."""
     path = out / "eval" / "answers.jsonl"
     if not path.exists():
         return []
     by_prompt: dict[str, dict[str, Any]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
+        if row["way"] != "sampled":
+            continue
         entry = by_prompt.setdefault(row["prompt"], {"prompt": row["prompt"], "answer": row["answer"], "given": {}})
         entry["given"][Path(row["policy"]).name] = {"text": row["completion"], "right": row["rewards"]["literal"] == 1}
     shapes: dict[str, int] = {}

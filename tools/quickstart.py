@@ -99,7 +99,7 @@ def plan(options: argparse.Namespace) -> list[Step]:
     base, sft, reward, ppo, grpo = (out / name for name in figures.STAGES)
     paid = rewards(out)
     size = "quickstart-fast" if options.fast else "quickstart"
-    asked = "200" if options.fast else "1000"
+    asked = "200" if options.fast else "500"
 
     def train(words: str, settings: str, target: Path, *more: object, reads: Sequence[Path]) -> Job:
         file = Path("configs") / f"{settings}.toml"

@@ -169,7 +169,7 @@ def samples_section(samples: Sequence[Mapping[str, Any]]) -> str:
     )
     return section(
         "The same questions after every stage",
-        "Greedy answers to prompts that were held out from every stage.",
+        "One sample at temperature 1 from every policy, for prompts that were held out from every stage.",
         f'<div class="card wide"><table class="samples">{head}{rows}</table></div>',
     )
 
@@ -239,7 +239,7 @@ def policy_section(name: str, record: Record, curves: Mapping[str, Rows]) -> str
         "ppo": (
             "PPO",
             "Paid for the reward model's score and for the rule; a KL penalty holds it near SFT. "
-            "Paid for the score alone it would soon game it: the score rises, the share of right answers does not.",
+            "(In a trial with the score alone, the score rose and the share of right answers did not.)",
         ),
         "grpo": ("GRPO", "Eight answers to each prompt compete; only the rule decides. The reward model watches."),
     }[name]

@@ -94,7 +94,7 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
     answers: Annotated[
-        Path | None, typer.Option("--answers", metavar="FILE", help="Write every greedy completion here, as JSONL.")
+        Path | None, typer.Option("--answers", metavar="FILE", help="Write every completion here, as JSONL.")
     ] = None,
     json: JsonOption = False,
 ) -> None:

@@ -136,7 +136,7 @@ def evaluate_checkpoints(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """By checkpoint, then `sampled`, `greedy` and the gains over the first checkpoint: figures with intervals.
 
-    `answers` names a file that takes every greedy completion, one JSON object a line.
+    `answers` names a file that takes every completion, one JSON object a line.
     """
     first = load_checkpoint(folders[0], expect="policy")
     anchor_folder = reference or folders[0]
@@ -176,7 +176,7 @@ def evaluate_checkpoints(
                 figures["gain"] = compare(base[way], found)
             base.setdefault(way, found)
             entry |= {f"{way}/{name}": figure._asdict() for name, figure in figures.items()}
-        given += answer_lines(folder, held_out, found)
+            given += answer_lines(folder, way, held_out, found)
         report[str(folder)] = entry
     if answers is not None:
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in given)
@@ -184,17 +184,19 @@ def evaluate_checkpoints(
     return report
 
 
-def answer_lines(folder: Path, prompts: Prompts, answers: Answers) -> list[dict[str, JsonValue]]:
+def answer_lines(folder: Path, way: str, prompts: Prompts, answers: Answers) -> list[dict[str, JsonValue]]:
     """Every prompt with one policy's completion of it and what each term of the reward gives for that."""
+    asked = [record for record in prompts.records for _ in range(answers.samples)]
     return [
         {
             "policy": str(folder),
+            "way": way,
             "prompt": record.prompt[-1].content,
             "answer": record.answer,
             "completion": text,
             "rewards": {name: number_or_none(values[i]) for name, values in answers.terms.items()},
         }
-        for i, (record, text) in enumerate(zip(prompts.records, answers.texts, strict=True))
+        for i, (record, text) in enumerate(zip(asked, answers.texts, strict=True))
     ]
 
 

@@ -104,6 +104,11 @@ def prepare(config: RLConfig, device: str, dtype: str, *, reference: bool) -> St
             f"the policy's context is {policy.model.config.context}",
             hint="lower rollout.max_completion_length",
         )
+    if config.inputs.reference and not reference:
+        raise ConfigError(
+            "--reference is given, but nothing compares with it: beta is 0",
+            hint="set grpo.beta above 0, or leave --reference out",
+        )
     parents = {"policy": policy.manifest}
     other: Transformer | None = None
     if reference:

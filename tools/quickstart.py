@@ -1,6 +1,6 @@
 """The whole line, from text to an aligned model, through the stages' own commands.
 
-    uv run tools/quickstart.py                     eight minutes on two CPU cores: no GPU, no download
+    uv run tools/quickstart.py                     nine minutes on two CPU cores: no GPU, no download
     uv run tools/quickstart.py --fast              two minutes, smaller and worse: to see that everything works
     uv run tools/quickstart.py --data my-texts/    pretrain on your own text instead of Python's standard library
 

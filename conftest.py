@@ -1,7 +1,21 @@
-"""Before torch is imported: one thread, so that results do not depend on the machine and tests can share its cores."""
+"""What all tests share: one thread, set before torch is imported, and the same global state of torch for each test."""
 
 import os
+import sys
+from collections.abc import Iterator
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def fresh_torch() -> Iterator[None]:
+    """The global seed and the precision of fp32 products, which placing a model changes, begin alike in every test."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.manual_seed(0)
+        torch.set_float32_matmul_precision("highest")
+    yield

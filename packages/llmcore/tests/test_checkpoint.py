@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmcore.checkpoint import load_checkpoint, load_tensors, save_model, save_tensors
+from llmcore.checkpoint import load_checkpoint, save_model
 from llmcore.errors import ArtifactError
 from llmcore.manifest import write_manifest
 from llmcore.model.config import ModelConfig
@@ -101,12 +101,3 @@ def test_foreign_weight_files_are_refused(tmp_path: Path) -> None:
         rehash(tmp_path)
         with pytest.raises(ArtifactError, match="not a readable safetensors"):
             load_checkpoint(tmp_path)
-
-
-def test_tensors_replace_a_file_that_is_mapped(tmp_path: Path) -> None:
-    path = tmp_path / "a.safetensors"
-    save_tensors(path, {"x": torch.arange(4.0)})
-    mapped = load_tensors(path)
-    save_tensors(path, {"x": torch.zeros(4)})
-    assert mapped["x"].tolist() == [0, 1, 2, 3] and load_tensors(path)["x"].tolist() == [0, 0, 0, 0]
-    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]

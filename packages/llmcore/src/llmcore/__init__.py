@@ -12,6 +12,7 @@ A map of the package; nothing is imported here, so that `--help` stays fast:
     chat         conversations to token ids and loss mask
     chat_formats ChatML, Llama, Mistral, Gemma …: how each kind of model has conversations written
     shards       token shards on disk
+    tensors      safetensors files: written durably, mapped, verified over the mapping
     checkpoint   weights + architecture + tokenizer + manifest
     losses       next-token loss and token log-probabilities, never all logits at once
     model/       the transformer and its parts

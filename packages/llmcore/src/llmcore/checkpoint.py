@@ -7,8 +7,8 @@
     ├── tokenizer.json      with special_tokens.json
     └── run/                private to the run that made it
 
-Loading builds the model on the meta device and assigns the mapped weights, so memory holds them once. The file's hash,
-the exact set of names, shapes and dtypes, and finiteness are checked before anything is used.
+Loading builds the model on the meta device and assigns the mapped weights, so memory holds them once. The file's hash
+(over the same mapping), the exact set of names, shapes and dtypes, and finiteness are checked before anything is used.
 """
 
 import json
@@ -17,8 +17,6 @@ from typing import Literal, NamedTuple
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llmcore.config import first_problem
@@ -26,7 +24,8 @@ from llmcore.errors import ArtifactError
 from llmcore.manifest import Manifest, check_needs, verify_artifact
 from llmcore.model.config import ModelConfig
 from llmcore.model.transformer import Transformer
-from llmcore.storage import TEMPORARY, read_regular, sync_folder, sync_tree, write_durably
+from llmcore.storage import read_regular, write_durably
+from llmcore.tensors import all_finite, load_tensors, save_tensors
 from llmcore.tokenizer import Tokenizer
 
 WEIGHTS = "model.safetensors"
@@ -60,10 +59,12 @@ def load_checkpoint(
     Raises ArtifactError for another kind, damage, or any mismatch of names, shapes or dtypes; ExtensionError if a
     package that the model needs is missing.
     """
-    manifest = verify_artifact(folder, expect=expect)
+    manifest = verify_artifact(folder, expect=expect, leaving=[WEIGHTS])
     check_needs(manifest, folder)
     config = read_architecture(folder / ARCHITECTURE)
-    tensors = load_tensors(folder / WEIGHTS)
+    if WEIGHTS not in manifest.files:
+        raise ArtifactError(f"{folder} holds no model: its manifest names no {WEIGHTS}")
+    tensors = load_tensors(folder / WEIGHTS, sha256=manifest.files[WEIGHTS].sha256)
     if head is not None and config.head != head:
         model = with_fresh_head(config, tensors, folder)
     else:
@@ -110,28 +111,8 @@ def assign(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
                 f"{path}: {name} is {tensor.dtype} {list(tensor.shape)}, "
                 f"the architecture wants {wanted[name].dtype} {list(wanted[name].shape)}"
             )
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if not all_finite(tensor):
             raise ArtifactError(f"{path}: {name} holds values that are not finite")
     model.load_state_dict(tensors, assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write one safetensors file durably: temporary name, fsync, mode by the umask, rename."""
-    scratch = path.with_name(f"{TEMPORARY}{path.name}")
-    scratch.mkdir(exist_ok=True)
-    save_file(tensors, scratch / path.name, metadata={"format": "pt", **(metadata or {})})
-    sync_tree(scratch)
-    (scratch / path.name).replace(path)
-    scratch.rmdir()
-    sync_folder(path.parent)
-
-
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, mapped rather than read."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is not a readable safetensors file: {error}") from None

@@ -15,7 +15,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
@@ -135,16 +135,21 @@ def article(kind: str) -> str:
     return kind if kind.endswith("s") else f"a {kind}"
 
 
-def verify_artifact(folder: Path, *, expect: str | None = None) -> Manifest:
-    """Like `read_manifest`, and every file has the recorded SHA-256."""
+def verify_artifact(folder: Path, *, expect: str | None = None, leaving: Collection[str] = ()) -> Manifest:
+    """Like `read_manifest`, and every file has the recorded SHA-256, but those that the caller verifies itself."""
     manifest = read_manifest(folder, expect=expect)
     for name, entry in manifest.files.items():
-        if sha256_file(folder / name) != entry.sha256:
-            raise ArtifactError(
-                f"{folder / name} is damaged: its SHA-256 is not the one in {NAME}",
-                hint="restore it from a copy, or make the artifact again",
-            )
+        if name not in leaving and sha256_file(folder / name) != entry.sha256:
+            raise damaged(folder / name)
     return manifest
+
+
+def damaged(path: Path) -> ArtifactError:
+    """The error of a file that has not the hash in its manifest."""
+    return ArtifactError(
+        f"{path} is damaged: its SHA-256 is not the one in {NAME}",
+        hint="restore it from a copy, or make the artifact again",
+    )
 
 
 def check_needs(manifest: Manifest, folder: Path) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from llmcore.checkpoint import save_tensors
 from llmcore.errors import ArtifactError
 from llmcore.huggingface.settings import read_json
 from llmcore.storage import write_durably
+from llmcore.tensors import save_tensors
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

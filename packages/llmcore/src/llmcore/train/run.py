@@ -212,8 +212,9 @@ class Run:
         counts: Mapping[str, int],
         extra_files: Mapping[str, bytes],
     ) -> Manifest:
-        from llmcore.checkpoint import model_tensors, save_model, save_tensors
+        from llmcore.checkpoint import model_tensors, save_model
         from llmcore.model.transformer import Transformer
+        from llmcore.tensors import save_tensors
 
         if isinstance(model, Transformer) and self.tokenizer is not None:
             files = save_model(self.out, model, self.tokenizer)

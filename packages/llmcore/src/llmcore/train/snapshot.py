@@ -17,8 +17,7 @@ from typing import NamedTuple
 
 import torch
 from pydantic import Field, JsonValue, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llmcore.config import Config, first_problem
@@ -26,6 +25,7 @@ from llmcore.errors import ArtifactError, LLMError, TrainingError
 from llmcore.manifest import NAME as MANIFEST
 from llmcore.manifest import verify_artifact, write_manifest
 from llmcore.storage import check_free_space, commit_directory, read_regular, remove_durably
+from llmcore.tensors import all_finite, load_tensors
 from llmcore.train.source import SourceState
 
 STEP_NAME = re.compile(r"step-(\d{8,})")
@@ -96,12 +96,12 @@ def load_snapshot(path: Path) -> Snapshot:
         raise ArtifactError(f"{path} holds step {state.step}, which is not its name")
     source = None
     if state.source is not None:
-        tensors = read_tensors(path / "source.safetensors") if "source.safetensors" in files else {}
+        tensors = load_tensors(path / "source.safetensors") if "source.safetensors" in files else {}
         source = SourceState(tensors, state.source)
     return Snapshot(
         Progress(state.step, state.tokens, state.seconds),
-        read_tensors(path / "model.safetensors"),
-        read_tensors(path / "optimizer.safetensors"),
+        load_tensors(path / "model.safetensors"),
+        load_tensors(path / "optimizer.safetensors"),
         source,
     )
 
@@ -203,7 +203,7 @@ def bytes_of(parts: dict[str, dict[str, Tensor]]) -> int:
 
 def check_finite(tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if not all_finite(tensor):
             raise TrainingError(
                 f"{name} holds values that are not finite: nothing was saved",
                 hint="lower train.lr and give the command again: it goes on from the last good step",
@@ -232,10 +232,3 @@ def read_state(path: Path) -> State:
         return State.model_validate(json.loads(read_regular(path, limit=LARGEST_STATE)))
     except (ValueError, ValidationError, RecursionError) as error:
         raise ArtifactError(f"{path} is not the state of a run: {first_problem(error)}") from None
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is not a readable safetensors file: {error}") from None

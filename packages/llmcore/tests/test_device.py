@@ -1,12 +1,19 @@
 """Where and how precisely to train, with the reason."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmcore.errors import ConfigError
+from llmcore.generate.engine import generate
+from llmcore.generate.noise import gumbel_noise
+from llmcore.generate.sampling import Sampling, truncate
+from llmcore.losses import linear_cross_entropy
+from llmcore.model.cache import Cache
 from llmcore.model.config import ModelConfig
 from llmcore.train import device
 from llmcore.train.device import Placement, choose_dtype, place, resolve, resolve_device, resolve_dtype, to_device
@@ -106,3 +113,59 @@ def test_a_batch_of_any_shape_goes_to_the_device() -> None:
     assert isinstance(moved, Pair)
     assert moved.left.device.type == moved.right["x"][0].device.type == "meta"
     assert to_device("text", torch.device("meta")) == "text"
+
+
+class NoFloat64(TorchDispatchMode):
+    """Refuses float64 on one device, as Apple's MPS does."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device = device
+
+    def __torch_dispatch__(
+        self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: object = None
+    ) -> object:
+        found = func(*args, **(kwargs or {}))  # type: ignore[dict-item]
+        for tensor in found if isinstance(found, tuple | list) else (found,):
+            if isinstance(tensor, Tensor) and tensor.device.type == self.device:
+                assert tensor.dtype != torch.float64, f"{func} makes float64 on the device"
+        return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"positions": {"kind": "rope", "scaling": {"kind": "yarn", "original_context": 8}}},
+        {"positions": {"kind": "learned"}, "layout": "post", "norm": {"kind": "layernorm"}},
+        {"positions": {"kind": "sinusoidal"}, "attention": {"window": 3, "sinks": 1}},
+        {"attention": {"kind": "mla", "heads": 2, "latent_width": 4, "content_width": 4, "rotary_width": 2}},
+        {"attention": {"soft_cap": 2.0, "qk_norm": "head"}, "feedforward": {"kind": "gelu"}},
+    ],
+    ids=str,
+)
+def test_a_forward_and_its_gradient_need_no_float64_on_the_device(parts: dict[str, object]) -> None:
+    """Shown on the meta device, which stands for one that has none; numbers beside it (rotary tables) may."""
+    model = ModelConfig.model_validate({"vocab_size": 9, "width": 16, "depth": 1, "context": 16, **parts}).build(seed=0)
+    where = torch.device("meta")
+    model = model.to(where)
+    ids = torch.zeros(2, 8, dtype=torch.long, device=where)
+    with NoFloat64("meta"):
+        model(ids).sum().backward()
+        with torch.no_grad():
+            memory = Cache.allocate(model.config, 2, 16, dtype=torch.float32, device=where)
+            model(ids, cache=memory)
+            model(ids[:, :1], cache=memory)
+        linear_cross_entropy(model.hidden(ids).flatten(0, 1), model.head_weight(), targets=ids.flatten())[0].backward()
+        gumbel_noise(ids[:, 0], ids[:, 0], vocab_size=9)
+        scores = torch.zeros(2, 9, device=where)
+        truncate(scores, Sampling(top_k=2, top_p=0.5, min_p=0.1))
+
+
+@pytest.mark.skipif(not torch.backends.mps.is_available(), reason="needs Apple's MPS")
+def test_mps_computes_what_the_cpu_does() -> None:
+    model = ModelConfig(vocab_size=64, width=32, depth=2, context=64).build(seed=0).eval()
+    expected = generate(model, [[1, 2, 3], [4]], Sampling(max_new_tokens=16), stop_ids=[0])
+    place(model, resolve("mps", "fp32"))
+    found = generate(model, [[1, 2, 3], [4]], Sampling(max_new_tokens=16), stop_ids=[0])
+    assert [[one.ids for one in each] for each in found] == [[one.ids for one in each] for each in expected]

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from llmcore.chat import render_chat
-from llmcore.checkpoint import save_model
+from llmcore.checkpoint import Checkpoint, save_model
 from llmcore.errors import ArtifactError, DataError
-from llmcore.generate.chat import fit_context, run_chat, run_generate, text_prompt
+from llmcore.generate.chat import fit_context, load_policy, run_chat, run_generate, text_prompt
 from llmcore.generate.engine import generate
 from llmcore.generate.sampling import Sampling
 from llmcore.manifest import write_manifest
@@ -22,17 +22,17 @@ CONTEXT = 128
 
 
 @pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("policy")
     heads = {"heads": 2, "kv_heads": 1}
     shape = {"vocab_size": BYTES.vocab_size, "width": 16, "depth": 1, "context": CONTEXT, "attention": heads}
     config = ModelConfig.model_validate(shape)
     files = save_model(folder, config.build(seed=0), BYTES)
     write_manifest(folder, kind="policy", made_by="llmpretrain", config=config, files=files)
-    return folder
+    return load_policy(folder, device="cpu")
 
 
-def test_generate_writes_the_prompt_and_its_continuation(policy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_generate_writes_the_prompt_and_its_continuation(policy: Checkpoint, capfd: pytest.CaptureFixture[str]) -> None:
     run_generate(policy, "héllo", Sampling(max_new_tokens=30, temperature=0))
     streamed = capfd.readouterr().out
     assert streamed.startswith("héllo") and streamed.endswith("\n") and len(streamed) > 8
@@ -40,7 +40,7 @@ def test_generate_writes_the_prompt_and_its_continuation(policy: Path, capfd: py
     assert capfd.readouterr().out == "".join(f"── {number} ──\n{streamed}" for number in (1, 2))
 
 
-def test_generate_for_machines_is_one_json_document(policy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_generate_for_machines_is_one_json_document(policy: Checkpoint, capfd: pytest.CaptureFixture[str]) -> None:
     run_generate(policy, "ab", Sampling(max_new_tokens=12), num_samples=3, json=True)
     document = json.loads(capfd.readouterr().out)
     assert (document["prompt"], document["prompt_tokens"]) == ("ab", 3)
@@ -55,7 +55,7 @@ def test_an_empty_prompt_begins_a_document() -> None:
 
 def test_a_folder_that_is_no_policy_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError):
-        run_generate(tmp_path, "a", Sampling())
+        load_policy(tmp_path)
 
 
 def turns(*contents: str, system: str = "") -> list[Message]:
@@ -99,7 +99,7 @@ def lines(*said: str) -> Callable[[], str]:
     return read_line
 
 
-def test_a_chat_survives_a_full_context_and_says_so(policy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_chat_survives_a_full_context_and_says_so(policy: Checkpoint, capfd: pytest.CaptureFixture[str]) -> None:
     said = ["hello there, model"] * 5
     run_chat(policy, Sampling(max_new_tokens=24), system="short", read_line=lines(*said))
     out = capfd.readouterr().out
@@ -108,19 +108,16 @@ def test_a_chat_survives_a_full_context_and_says_so(policy: Path, capfd: pytest.
 
 
 def test_a_message_that_is_too_long_is_told_and_the_chat_goes_on(
-    policy: Path, capfd: pytest.CaptureFixture[str]
+    policy: Checkpoint, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run_chat(policy, Sampling(max_new_tokens=8), read_line=lines("x" * 500, "", "/new", "hi"))
     out = capfd.readouterr().out
     assert "error: the message has" in out and out.count("model ›") == 1
 
 
-def test_an_answer_is_what_generate_gives(policy: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from llmcore.checkpoint import load_checkpoint
-
+def test_an_answer_is_what_generate_gives(policy: Checkpoint, capfd: pytest.CaptureFixture[str]) -> None:
     run_chat(policy, Sampling(max_new_tokens=10, temperature=0), read_line=lines("hi"))
-    model = load_checkpoint(policy).model
     ids = render_chat(turns("hi"), BYTES, generation_prompt=True).ids
-    ((wanted,),) = generate(model, [ids], Sampling(max_new_tokens=10, temperature=0), stop_ids=BYTES.stop_ids)
+    ((wanted,),) = generate(policy.model, [ids], Sampling(max_new_tokens=10, temperature=0), stop_ids=BYTES.stop_ids)
     visible = "".join(c for c in BYTES.decode(wanted.ids) if c.isprintable())
     assert f"model › {visible}" in capfd.readouterr().out

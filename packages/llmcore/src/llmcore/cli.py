@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from llmcore import command
-from llmcore.command import ResultJsonOption
+from llmcore.command import DeviceOption, DtypeOption, ResultJsonOption
 from llmcore.config import load_config
 from llmcore.manifest import Manifest, family, read_manifest, verify_artifact
 
@@ -90,15 +90,18 @@ def generate(
     top_k: TopK = 0,
     top_p: TopP = 1.0,
     seed: Seed = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "fp32",
     json: ResultJsonOption = False,
 ) -> None:
     """Continue a text with a policy."""
-    from llmcore.generate.chat import run_generate
+    from llmcore.generate.chat import load_policy, run_generate
     from llmcore.generate.sampling import Sampling
 
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     sampling = load_config(Sampling, [*assignments(**options, seed=seed), *(settings or [])])
-    run_generate(folder, prompt, sampling, num_samples=num_samples, json=json)
+    policy = load_policy(folder, device=device, dtype=dtype)
+    run_generate(policy, prompt, sampling, num_samples=num_samples, json=json)
 
 
 @app.command()
@@ -111,14 +114,16 @@ def chat(
     top_k: TopK = 0,
     top_p: TopP = 1.0,
     seed: Seed = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "fp32",
 ) -> None:
     """Talk with a policy in the terminal; Ctrl-D ends it."""
-    from llmcore.generate.chat import run_chat
+    from llmcore.generate.chat import load_policy, run_chat
     from llmcore.generate.sampling import Sampling
 
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     sampling = load_config(Sampling, [*assignments(**options, seed=seed), *(settings or [])])
-    run_chat(folder, sampling, system=system)
+    run_chat(load_policy(folder, device=device, dtype=dtype), sampling, system=system)
 
 
 @app.command()

@@ -36,6 +36,12 @@ ResumeOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout: metrics lines, then the manifest.")]
 ResultJsonOption = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="auto|cpu|cuda[:N]|mps", help="auto: CUDA, then Apple's MPS, then the CPU.")
+]
+DtypeOption = Annotated[
+    str, typer.Option("--dtype", metavar="auto|fp32|bf16", help="Precision of the activations; weights stay fp32.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
 

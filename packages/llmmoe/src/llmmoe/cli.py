@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmcore import command
-from llmcore.command import ResultJsonOption
+from llmcore.command import DeviceOption, ResultJsonOption
 from llmcore.errors import ArtifactError, DataError
 
 if TYPE_CHECKING:
@@ -33,14 +33,16 @@ def usage(
     data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Tokens, as llmdata tokens makes them.")],
     split: Annotated[str, typer.Option("--split", help="Which split of the tokens.")] = "valid",
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="At most this many tokens.")] = 65_536,
+    device: DeviceOption = "auto",
     json: ResultJsonOption = False,
 ) -> None:
     """Print the share of tokens that each expert serves, for each layer."""
     from llmcore.checkpoint import load_checkpoint
     from llmcore.shards import TokenShards
+    from llmcore.train.device import resolve_device
     from llmmoe.usage import evenness, expert_usage
 
-    loaded = load_checkpoint(checkpoint, expect=None)
+    loaded = load_checkpoint(checkpoint, expect=None, device=resolve_device(device))
     shards = TokenShards(data, split, tokenizer=loaded.tokenizer)
     context = loaded.model.config.context
     if len(shards) < context:

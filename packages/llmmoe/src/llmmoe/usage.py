@@ -19,12 +19,12 @@ def expert_usage(model: Transformer, batches: Iterable[Tensor]) -> dict[str, lis
             layer = name.removesuffix(".router")
             counts[layer] = torch.zeros(len(module.weight), dtype=torch.long)
             handles.append(module.register_forward_hook(counter(counts[layer])))
-    training = model.training
+    training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
         with torch.inference_mode():
             for ids in batches:
-                model.hidden(ids)
+                model.hidden(ids.to(device))
     finally:
         model.train(training)
         for handle in handles:

@@ -8,6 +8,7 @@ import typer
 
 from llmcore import command
 from llmcore.command import (
+    DeviceOption,
     JsonOption,
     OutOption,
     QuietOption,
@@ -53,6 +54,7 @@ def evaluate(
     checkpoint: Annotated[Path, typer.Argument(metavar="POLICY", help="A policy.")],
     data: DataOption = None,
     windows: Annotated[int | None, typer.Option(help="Score this many windows, spread evenly; all if absent.")] = None,
+    device: DeviceOption = "auto",
     json: ResultJsonOption = False,
 ) -> None:
     """Held-out loss and bits per byte, with a 95 % interval."""
@@ -63,7 +65,7 @@ def evaluate(
     from llmpretrain.run import tokens_folder
 
     loaded = load_checkpoint(checkpoint)
-    place(loaded.model, resolve("auto", "fp32"))
+    place(loaded.model, resolve(device, "fp32"))
     shards = TokenShards(tokens_folder(data), "valid", tokenizer=loaded.tokenizer)
     found = held_out(loaded.model, shards, loaded.tokenizer, windows=windows)
     if json:

@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 
 from llmcore import command
-from llmcore.command import JsonOption, OutOption, QuietOption, ResumeOption, Settings, add_config_commands, given
+from llmcore.command import (
+    DeviceOption,
+    JsonOption,
+    OutOption,
+    QuietOption,
+    ResultJsonOption,
+    ResumeOption,
+    Settings,
+    add_config_commands,
+    given,
+)
 from llmcore.config import Config, load_config
 
 app = command.new_app("Reward modelling: preferences to a score.")
@@ -16,7 +26,6 @@ DataOption = Annotated[
     str | None, typer.Option("--data", metavar="PATH", help="Preferences: an artifact, a folder, or a JSONL file.")
 ]
 RewardArgument = Annotated[Path, typer.Argument(metavar="REWARD", help="A reward checkpoint (llmreward run).")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, or mps.")]
 
 
 @app.command()
@@ -50,7 +59,7 @@ def evaluate(
     data: DataOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Score the first so many pairs; all if absent.")] = None,
     device: DeviceOption = "auto",
-    json: JsonOption = False,
+    json: ResultJsonOption = False,
 ) -> None:
     """Held-out accuracy with a 95 % interval, beside the longer-answer ruler; calibration; invariances."""
     from llmcore.scoring import load_scorer
@@ -66,7 +75,7 @@ def evaluate(
 def check(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Preferences: an artifact, a folder, or a file.")],
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 2 if there is any flaw.")] = False,
-    json: JsonOption = False,
+    json: ResultJsonOption = False,
 ) -> None:
     """Look for flaws in preferences: contradictions, cycles, duplicates, empty sides, a length confound, overlap."""
     from llmcore.errors import DataError

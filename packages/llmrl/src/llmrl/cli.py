@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 
 from llmcore import command
-from llmcore.command import JsonOption, OutOption, QuietOption, ResumeOption, Settings, add_config_commands, given
+from llmcore.command import (
+    DeviceOption,
+    JsonOption,
+    OutOption,
+    QuietOption,
+    ResultJsonOption,
+    ResumeOption,
+    Settings,
+    add_config_commands,
+    given,
+)
 from llmcore.config import Config, load_config
 
 app = command.new_app("Reinforcement learning: a policy that a reward likes better.")
@@ -96,7 +106,8 @@ def evaluate(
     answers: Annotated[
         Path | None, typer.Option("--answers", metavar="FILE", help="Write every completion here, as JSONL.")
     ] = None,
-    json: JsonOption = False,
+    device: DeviceOption = "auto",
+    json: ResultJsonOption = False,
 ) -> None:
     """Reward, KL and length on held-out prompts, with 95 % intervals, and how much the first is surpassed.
 
@@ -116,6 +127,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         seed=seed,
         answers=answers,
+        device=device,
     )
     print(json_library.dumps(report) if json else "\n".join(report_lines(report)))
 
@@ -131,7 +143,8 @@ def rollout(
     temperature: Annotated[float, typer.Option(min=0.001, help="Of the sampling.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Of the sampling, and of which prompt is taken.")] = 0,
-    json: JsonOption = False,
+    device: DeviceOption = "auto",
+    json: ResultJsonOption = False,
 ) -> None:
     """One prompt, some completions, each term of the reward, and the advantage GRPO would give them."""
     from llmcore.records import Message, Prompt
@@ -149,6 +162,7 @@ def rollout(
         temperature=temperature,
         max_new_tokens=max_new_tokens,
         seed=seed,
+        device=device,
     )
     if json:
         print(json_library.dumps(rows))

@@ -22,6 +22,7 @@ from llmcore.model.transformer import Transformer
 from llmcore.records import Prompt, load_records
 from llmcore.storage import write_durably
 from llmcore.tokenizer import Tokenizer
+from llmcore.train.device import resolve_device
 from llmrl.advantages import group_advantages
 from llmrl.rewards import Rewards, build_rewards
 from llmrl.rollout import Prompts, Rollout, complete, number_or_none, score_rows
@@ -133,16 +134,18 @@ def evaluate_checkpoints(
     max_new_tokens: int = 32,
     seed: int = 0,
     answers: Path | None = None,
+    device: str = "auto",
 ) -> dict[str, dict[str, dict[str, float]]]:
     """By checkpoint, then `sampled`, `greedy` and the gains over the first checkpoint: figures with intervals.
 
     `answers` names a file that takes every completion, one JSON object a line.
     """
-    first = load_checkpoint(folders[0], expect="policy")
+    where = resolve_device(device)
+    first = load_checkpoint(folders[0], expect="policy", device=where)
     anchor_folder = reference or folders[0]
-    anchor = load_checkpoint(anchor_folder, expect="policy")
+    anchor = load_checkpoint(anchor_folder, expect="policy", device=where)
     check_same_tokenizer(anchor_folder, anchor.tokenizer, first.tokenizer)
-    rewards = build_rewards(reward, tokenizer=first.tokenizer)
+    rewards = build_rewards(reward, tokenizer=first.tokenizer, device=where)
     records, _ = load_records(prompts, Prompt, "valid")
     held_out = Prompts(
         records[:count], first.tokenizer, longest=first.model.config.context - max_new_tokens, max_dropped=1.0
@@ -152,7 +155,7 @@ def evaluate_checkpoints(
     base: dict[str, Answers] = {}
     given: list[dict[str, JsonValue]] = []
     for folder in folders:
-        model = load_checkpoint(folder, expect="policy")
+        model = load_checkpoint(folder, expect="policy", device=where)
         check_same_tokenizer(folder, model.tokenizer, first.tokenizer)
         entry: dict[str, dict[str, float]] = {}
         for way, temperature, times in (("sampled", 1.0, samples), ("greedy", 0.0, 1)):
@@ -225,10 +228,11 @@ def show_rollout(
     temperature: float,
     max_new_tokens: int,
     seed: int,
+    device: str = "auto",
 ) -> list[dict[str, JsonValue]]:
     """Completions of one prompt with each reward and the advantage within the group."""
-    policy = load_checkpoint(folder, expect="policy")
-    rewards = build_rewards(reward, tokenizer=policy.tokenizer)
+    policy = load_checkpoint(folder, expect="policy", device=resolve_device(device))
+    rewards = build_rewards(reward, tokenizer=policy.tokenizer, device=resolve_device(device))
     prompts = Prompts([record], policy.tokenizer, longest=policy.model.config.context - max_new_tokens)
     found = answer(
         policy.model,

@@ -8,6 +8,7 @@ import typer
 
 from llmcore import command
 from llmcore.command import (
+    DeviceOption,
     JsonOption,
     OutOption,
     QuietOption,
@@ -59,6 +60,7 @@ def evaluate(
     data: DataOption = None,
     count: Annotated[int, typer.Option(help="Held-out conversations to ask.")] = 500,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
+    device: DeviceOption = "auto",
     json: ResultJsonOption = False,
 ) -> None:
     """Held-out loss and the share of right answers (exact text or the same Python literal), with 95 % intervals."""
@@ -72,7 +74,7 @@ def evaluate(
     results = {}
     for checkpoint in checkpoints:
         loaded = load_checkpoint(checkpoint)
-        place(loaded.model, resolve("auto", "fp32"))
+        place(loaded.model, resolve(device, "fp32"))
         found = evaluate_chats(loaded.model, chats, loaded.tokenizer, max_new_tokens=max_new_tokens)
         results[str(checkpoint)] = {
             **found._asdict(),

@@ -19,15 +19,24 @@ from llmcore.generate.stops import cut_at_stop
 from llmcore.generate.text import printable, stream_text
 from llmcore.records import Message
 from llmcore.tokenizer import Tokenizer
-from llmcore.train.device import resolve_device
+from llmcore.train.device import place, resolve
 
 ANSWER_SHARE = 0.5
 """At most this share of the context is kept free for the answer; it is less if max_new_tokens is."""
 
 
-def run_generate(folder: Path, prompt: str, sampling: Sampling, *, num_samples: int = 1, json: bool = False) -> None:
-    """Continue a text with the policy in `folder`, and write it to standard output, as it comes if it is one."""
-    policy = load_checkpoint(folder, expect="policy", device=resolve_device("auto"))
+def load_policy(folder: Path, *, device: str = "auto", dtype: str = "fp32") -> Checkpoint:
+    """The policy in `folder`, where and how precisely the settings `device` and `dtype` say."""
+    placement = resolve(device, dtype)
+    policy = load_checkpoint(folder, expect="policy")
+    place(policy.model, placement)
+    return policy
+
+
+def run_generate(
+    policy: Checkpoint, prompt: str, sampling: Sampling, *, num_samples: int = 1, json: bool = False
+) -> None:
+    """Continue a text and write it to standard output, as it comes if it is one."""
     ids = text_prompt(prompt, policy.tokenizer)
     if json:
         print(json_library.dumps(as_json(policy, prompt, ids, sampling, num_samples=num_samples), ensure_ascii=False))
@@ -42,12 +51,13 @@ def run_generate(folder: Path, prompt: str, sampling: Sampling, *, num_samples: 
             write(f"── {number} ──\n{prompt}{text}\n")
 
 
-def run_chat(folder: Path, sampling: Sampling, *, system: str = "", read_line: Callable[[], str] | None = None) -> None:
-    """Talk with the policy in `folder` until the input ends; `/new` begins a new conversation.
+def run_chat(
+    policy: Checkpoint, sampling: Sampling, *, system: str = "", read_line: Callable[[], str] | None = None
+) -> None:
+    """Talk with a policy until the input ends; `/new` begins a new conversation.
 
     When the conversation outgrows the context, the oldest turns after the system message are dropped.
     """
-    policy = load_checkpoint(folder, expect="policy", device=resolve_device("auto"))
     console = Console(highlight=False, soft_wrap=True)
     console.print("[dim]Ctrl-C stops an answer, /new begins again, Ctrl-D ends.[/dim]")
     read_line = read_line or (lambda: console.input("[bold cyan]you[/bold cyan] › "))

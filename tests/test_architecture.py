@@ -52,7 +52,8 @@ def test_no_pickle_no_eval_no_foreign_trainers(path: Path) -> None:
     assert not {name.partition(".")[0] for name in imports(path)} & banned
     calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     names = {call.id for call in calls if isinstance(call, ast.Name)}
-    assert not names & {"eval", "exec", "compile", "__import__"}
+    if path.name != "jail.py":  # to run a program, in a process without rights, is what that one is for
+        assert not names & {"eval", "exec", "compile", "__import__"}
     attributes = {ast.unparse(call) for call in calls if isinstance(call, ast.Attribute)}
     assert not attributes & {"torch.load", "torch.save"}
 
@@ -75,7 +76,7 @@ def test_broad_excepts_stand_at_three_places_only() -> None:
     assert sorted(found) == [
         "llmcore/src/llmcore/command.py",
         "llmcore/src/llmcore/tokenizer.py",
-        "llmrl/src/llmrl/rewards.py",
+        "llmrl/src/llmrl/rewards/calling.py",
     ]
 
 

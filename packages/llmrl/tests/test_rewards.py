@@ -3,28 +3,22 @@
 import math
 import time
 from collections.abc import Sequence
-from typing import Literal
+from pathlib import Path
 
 import pytest
 
+from llmcore.config import load_config
 from llmcore.errors import ConfigError, TrainingError
+from llmcore.extensions import needs_of
 from llmcore.records import Message, Prompt
 from llmcore.tokenizer import Tokenizer
-from llmrl import rewards as rewards_module
-from llmrl.rewards import (
-    LengthReward,
-    OverlongReward,
-    Reward,
-    RewardFunction,
-    Rewards,
-    Sample,
-    Term,
-    build_rewards,
-    check_scorable,
-    find_reward,
-    parse_expression,
-    same_number,
-)
+from llmrl.config import GRPOConfig
+from llmrl.rewards.answers import same_number
+from llmrl.rewards.formats import FormatReward
+from llmrl.rewards.lengths import LengthReward, OverlongReward
+from llmrl.rewards.names import build_rewards, find_reward, parse_expression
+from llmrl.rewards.reward import Reward, RewardFunction, Sample
+from llmrl.rewards.sums import Rewards, Term, check_scorable
 
 
 def sample(text: str, answer: str = "", *, tokens: int | None = None, stopped: bool = True) -> Sample:
@@ -122,15 +116,13 @@ def test_a_wrong_number_of_rewards_is_never_shifted() -> None:
     assert bool(scores.total.isnan().all())
 
 
-def test_a_timeout_is_unscorable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rewards_module, "TIMEOUT", 0.05)
-
+def test_a_timeout_is_unscorable() -> None:
     def slow(samples: Sequence[Sample]) -> list[float]:
         time.sleep(5)
         return [1.0] * len(samples)
 
     started_at = time.perf_counter()
-    scores = Rewards([Term("slow", 1.0, slow)]).score([sample("a"), sample("b")])
+    scores = Rewards([Term("slow", 1.0, slow, timeout=0.05)]).score([sample("a"), sample("b")])
     assert bool(scores.total.isnan().all())
     assert scores.failures == {"slow": "timeout"}
     assert time.perf_counter() - started_at < 2
@@ -143,21 +135,87 @@ def test_too_many_unscorable_stop_the_run() -> None:
     check_scorable(scores, 1.0)
 
 
-def test_ten_lines_of_an_outside_package_are_a_reward(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Polite(Reward):
-        kind: Literal["polite"] = "polite"
+def test_formats_by_name() -> None:
+    assert score(
+        "gsm8k", [sample("5 + 6\n#### 11"), sample("11"), sample("#### 11 apples"), sample("#### 1\n#### 2")]
+    ) == [
+        1.0,
+        0.0,
+        0.0,
+        0.0,
+    ]
+    assert score("boxed", [sample(r"so \boxed{7}."), sample("7"), sample(r"\boxed{7} \boxed{8}")]) == [1.0, 0.0, 0.0]
+    texts = ["<think>a</think>b", "<think>a</think>", "<think><think>a</think>b", "a<think>b</think>c"]
+    assert score("think", [sample(text) for text in texts]) == [1.0, 0.0, 0.0, 0.0]
+    texts = ["<think>a</think>\n<answer>b</answer>", "<think>a</think>b", "<answer>b</answer>"]
+    assert score("think_answer", [sample(text) for text in texts]) == [1.0, 0.0, 0.0]
+    assert score("json", [sample('{"a": [1]}'), sample("{a}"), sample("")]) == [1.0, 0.0, 0.0]
 
-        def build(self) -> RewardFunction:
-            return lambda samples: [float("please" in s.text) for s in samples]
 
-    class Entry:
-        group, value = "llmrl.reward", "outside:Polite"
+def test_a_pattern_of_ones_own_matches_the_whole_completion() -> None:
+    reward = FormatReward(pattern="Answer: [0-9]+")
+    assert score("mine", [sample("Answer: 12\n"), sample("The Answer: 12")], mine=reward) == [1.0, 0.0]
+    with pytest.raises(ValueError, match="no regular expression"):
+        FormatReward(pattern="(")
 
-        def load(self) -> type[Reward]:
-            return Polite
 
-    monkeypatch.setattr(
-        "llmcore.extensions.installed", lambda group: {"polite": Entry()} if group == Entry.group else {}
-    )
-    assert isinstance(find_reward("polite", {}), Polite)
-    assert score("polite", [sample("yes please"), sample("no")]) == [1.0, 0.0]
+FILE = """
+def lengths(samples):
+    return [float(len(sample.text)) for sample in samples]
+
+def right(completions, answer, **kwargs):
+    return [float(text == wanted) for text, wanted in zip(completions, answer)]
+
+def levels(level, completions):
+    return level
+"""
+
+
+def test_a_function_of_ones_own_by_path(tmp_path: Path) -> None:
+    """Called with samples, or by column as TRL calls its reward functions."""
+    file = tmp_path / "mine.py"
+    file.write_text(FILE)
+    samples = [sample("ab", "ab"), sample("c", "d")]
+    assert score(f"{file}:lengths + 10*{file}:right", samples) == [12.0, 1.0]
+    rewards = build_rewards(f"0.5*{file}:right", tokenizer=Tokenizer.byte_level())
+    assert [term.name for term in rewards.terms] == ["right"]
+    record = Prompt(prompt=(Message(role="user", content="?"),), extra={"level": 3})
+    assert score(f"{file}:levels", [Sample(record, "x"), Sample(record, "y")]) == [3.0, 3.0]
+
+
+@pytest.mark.parametrize("path", ["no.py:f", "{file}:missing", "{file}:", "{broken}:f"])
+def test_a_function_that_is_not_there_is_refused(path: str, tmp_path: Path) -> None:
+    file, broken = tmp_path / "mine.py", tmp_path / "broken.py"
+    file.write_text(FILE)
+    broken.write_text("import no_such_module")
+    with pytest.raises(ConfigError, match=r"no file|no function|cannot be imported"):
+        build_rewards(path.format(file=file, broken=broken), tokenizer=Tokenizer.byte_level())
+
+
+OUTSIDE = """
+from typing import Literal
+
+from llmrl.rewards.reward import Reward, RewardFunction
+
+
+class Polite(Reward):
+    kind: Literal["polite"] = "polite"
+
+    def build(self) -> RewardFunction:
+        return lambda samples: [float("please" in s.text) for s in samples]
+"""
+
+
+def test_ten_lines_of_an_outside_package_are_a_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package is a folder with a real dist-info, as an installer leaves it."""
+    (tmp_path / "llm_polite.py").write_text(OUTSIDE)
+    info = tmp_path / "llm_polite-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: llm-polite\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[llmrl.reward]\npolite = llm_polite:Polite\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert score("0.5*polite + exact", [sample("yes please"), sample("no", "no")]) == [0.5, 1.0]
+    config = load_config(GRPOConfig, ["rewards.mine.kind=polite"])
+    assert score("mine", [sample("please")], **config.rewards) == [1.0]
+    assert config.model_dump(mode="json")["rewards"]["mine"]["kind"] == "polite"
+    assert needs_of(find_reward("polite", {})) == {"llm-polite": "1.0"}

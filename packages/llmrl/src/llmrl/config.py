@@ -8,7 +8,7 @@ from llmcore.config import Config
 from llmcore.train.config import TrainConfig
 from llmcore.train.optim import AdamW
 from llmcore.train.schedule import Linear
-from llmrl.rewards import AnyReward
+from llmrl.rewards.names import AnyReward
 
 
 class RLInputs(Config):

@@ -24,7 +24,8 @@ from llmcore.storage import write_durably
 from llmcore.tokenizer import Tokenizer
 from llmcore.train.device import resolve_device
 from llmrl.advantages import group_advantages
-from llmrl.rewards import Rewards, build_rewards
+from llmrl.rewards.names import build_rewards
+from llmrl.rewards.sums import Rewards
 from llmrl.rollout import Prompts, Rollout, complete, number_or_none, score_rows
 
 

@@ -26,7 +26,7 @@ from llmcore.train.seeds import step_seed
 from llmrl.advantages import GroupAdvantages, group_advantages
 from llmrl.config import GRPOConfig, GRPOSettings
 from llmrl.experience import Experience
-from llmrl.rewards import Rewards, Scores, check_scorable
+from llmrl.rewards.sums import Rewards, Scores, check_scorable
 from llmrl.rollout import Prompts, Rollout, SampleLog, join, length_metrics, sample_rollout, score_rows
 from llmrl.states import sampled_logprobs
 

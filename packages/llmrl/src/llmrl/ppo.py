@@ -28,7 +28,7 @@ from llmrl.advantages import generalized_advantages, token_rewards, whiten
 from llmrl.config import PPOConfig, PPOSettings
 from llmrl.experience import Experience
 from llmrl.grpo import masked_sum
-from llmrl.rewards import Rewards, check_scorable, sum_and_count
+from llmrl.rewards.sums import Rewards, check_scorable, sum_and_count
 from llmrl.rollout import SCORING_ROWS, Prompts, Rollout, SampleLog, length_metrics, sample_rollout, score_rows
 from llmrl.states import logprobs_of_states, sampled_states, spread
 

@@ -22,7 +22,7 @@ from llmcore.model.transformer import Transformer
 from llmcore.records import Prompt
 from llmcore.tokenizer import Tokenizer
 from llmrl.config import RolloutConfig
-from llmrl.rewards import Sample
+from llmrl.rewards.reward import Sample
 from llmrl.states import sampled_logprobs
 
 SCORING_ROWS = 128

@@ -20,7 +20,9 @@ from llmrl.evaluate import answer, check_same_tokenizer, flat_figures, summarize
 from llmrl.experience import Experiences
 from llmrl.grpo import GRPO
 from llmrl.ppo import PPO, ActorCritic
-from llmrl.rewards import Reward, Rewards, build_rewards
+from llmrl.rewards.names import build_rewards
+from llmrl.rewards.reward import Reward
+from llmrl.rewards.sums import Rewards
 from llmrl.rollout import Prompts, SampleLog, switch_dropout_off
 
 

@@ -8,18 +8,17 @@ from torch import Tensor
 
 from llmcore.model.config import ModelConfig
 from llmcore.model.transformer import Transformer
+from llmcore.scoring import RewardScale, Scorer
+from llmcore.tokenizer import Tokenizer
 from llmcore.train.loop import train_step
+from llmcore.train.optim import AdamW, set_rate
 from llmrl.config import PPOSettings
+from llmrl.controllers import KLCoefficient, RunningMoments
+from llmrl.critic import CriticRate, SeparateCritic
+from llmrl.critic_models import OwnTrunk
 from llmrl.experience import Experience
-from llmrl.ppo import (
-    ActorCritic,
-    KLCoefficient,
-    RunningMoments,
-    explained_variance,
-    policy_losses,
-    ppo_loss,
-    value_losses,
-)
+from llmrl.metrics import explained_variance
+from llmrl.ppo import ActorCritic, policy_losses, ppo_loss, value_losses
 
 
 def tiny(seed: int = 0) -> ActorCritic:
@@ -126,7 +125,7 @@ def test_the_value_head_learns_only_from_its_own_loss() -> None:
 
 
 def test_the_kl_coefficient_moves_towards_its_target() -> None:
-    coefficient = KLCoefficient(PPOSettings(kl_coef=0.1, kl_target=6.0, horizon=1000.0))
+    coefficient = KLCoefficient(0.1, target=6.0, horizon=1000.0)
     coefficient.update(6.6, completions=50)
     assert coefficient.value == pytest.approx(0.1 * (1 + 0.1 * 50 / 1000))
     coefficient.value = 0.1
@@ -135,7 +134,7 @@ def test_the_kl_coefficient_moves_towards_its_target() -> None:
     coefficient.value = 0.1
     coefficient.update(0.0, completions=50)
     assert coefficient.value == pytest.approx(0.1 * (1 - 0.2 * 50 / 1000))
-    fixed = KLCoefficient(PPOSettings(kl_coef=0.1))
+    fixed = KLCoefficient(0.1)
     fixed.update(100.0, completions=50)
     assert fixed.value == 0.1
 
@@ -168,4 +167,52 @@ def test_the_wrapper_names_the_policy_apart_from_the_value_head() -> None:
     actor = tiny()
     assert isinstance(actor.policy, Transformer)
     heads = {name for name, _ in actor.named_parameters() if not name.startswith("policy.")}
-    assert heads == {"value.weight", "value.bias"}
+    assert heads == {"critic.weight", "critic.bias"}
+
+
+def separate(seed: int = 0) -> ActorCritic:
+    """A small policy and a critic with a trunk of its own."""
+    policy = tiny(seed).policy
+    actor = ActorCritic(policy, SeparateCritic().build(policy, None))
+    with torch.no_grad():
+        for weight in actor.critic.parameters():
+            weight += 0.2 * torch.randn_like(weight)
+    return actor
+
+
+def test_a_separate_critic_and_the_policy_learn_from_their_own_losses_alone() -> None:
+    actor = separate()
+    batch = some_experience(actor, off=0.3)
+    for settings, moved, still in (
+        (PPOSettings(vf_coef=0.0), actor.policy, actor.critic),
+        (PPOSettings(vf_coef=1.0), actor.critic, actor.policy),
+    ):
+        given = batch if settings.vf_coef == 0 else batch._replace(advantages=torch.zeros_like(batch.advantages))
+        actor.zero_grad(set_to_none=False)
+        ppo_loss(actor, given, settings, temperature=1.0).total.backward()
+        assert max(float(w.grad.abs().max()) for w in moved.parameters() if w.grad is not None) > 0
+        assert all(w.grad is None or float(w.grad.abs().max()) == 0 for w in still.parameters())
+
+
+def test_a_separate_critic_begins_by_saying_nothing_and_as_a_reward_model_what_that_says() -> None:
+    policy = tiny().policy
+    ids, mask = torch.randint(3, 11, (4, 9)), torch.ones(4, 9, dtype=torch.bool)
+    mask[:, 0] = False
+    assert not bool(ActorCritic(policy, OwnTrunk.of(policy))(ids, mask).values.any())
+    reward = policy.config.model_copy(update={"head": "scalar"}).build(seed=3)
+    scorer = Scorer(reward, Tokenizer.byte_level(), None, RewardScale(gain=2.0, bias=0.5))  # type: ignore[arg-type]
+    with torch.no_grad():
+        values = ActorCritic(policy, OwnTrunk.of(scorer))(ids, mask).values
+        torch.testing.assert_close(values, 2 * reward(ids)[:, :-1, 0] + 0.5)
+
+
+def test_a_critic_of_its_own_rate_is_told_apart_and_both_follow_the_schedule() -> None:
+    actor = separate()
+    optimizer = CriticRate(inner=AdamW(), lr=0.5).build(actor, 0.1)
+    set_rate(optimizer, 0.5)
+    critics = {id(weight) for weight in actor.critic.parameters()}
+    found = [id(weight) for group in optimizer.param_groups for weight in group["params"]]
+    assert sorted(found) == sorted(id(weight) for weight in actor.parameters())
+    for group in optimizer.param_groups:
+        assert all((id(weight) in critics) == (group["lr"] == 0.25) for weight in group["params"])
+        assert group["lr"] in (0.25, 0.05)

@@ -136,14 +136,8 @@ def test_too_many_unscorable_stop_the_run() -> None:
 
 
 def test_formats_by_name() -> None:
-    assert score(
-        "gsm8k", [sample("5 + 6\n#### 11"), sample("11"), sample("#### 11 apples"), sample("#### 1\n#### 2")]
-    ) == [
-        1.0,
-        0.0,
-        0.0,
-        0.0,
-    ]
+    texts = ["5 + 6\n#### 11", "11", "#### 11 apples", "#### 1\n#### 2"]
+    assert score("gsm8k", [sample(text) for text in texts]) == [1.0, 0.0, 0.0, 0.0]
     assert score("boxed", [sample(r"so \boxed{7}."), sample("7"), sample(r"\boxed{7} \boxed{8}")]) == [1.0, 0.0, 0.0]
     texts = ["<think>a</think>b", "<think>a</think>", "<think><think>a</think>b", "a<think>b</think>c"]
     assert score("think", [sample(text) for text in texts]) == [1.0, 0.0, 0.0, 0.0]

@@ -84,6 +84,11 @@ ALGORITHMS = {
         PPOConfig,
         ["train.steps=8", "ppo.num_mini_batches=2", "ppo.kl_target=1", "ppo.normalize_scores=true", "ppo.stop_kl=0.01"],
     ),
+    "ppo-separate": (
+        ppo,
+        PPOConfig,
+        ["train.steps=8", "ppo.critic.kind=separate", "ppo.critic.lr=0.01", "ppo.vf_coef=1", "ppo.dual_clip=3"],
+    ),
 }
 
 
@@ -169,6 +174,26 @@ def test_what_does_not_fit_is_refused(inputs: list[str], tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="beta above 0"):
         attempt("grpo.beta=0", "grpo.kl_in_reward=true")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_critic_that_does_not_fit_is_refused(inputs: list[str], tmp_path: Path) -> None:
+    def attempt(critic: Path, *settings: str) -> None:
+        config = load_config(PPOConfig, [*inputs, "train.steps=1", f"inputs.critic={critic}", *settings])
+        ppo(config, tmp_path / "out", quiet=True)
+
+    reward = write_policy(tmp_path / "reward", kind="reward")
+    with pytest.raises(ConfigError, match=r"ppo\.critic\.kind=separate"):
+        attempt(reward)
+    other = Tokenizer(TOKENIZER.files()["tokenizer.json"], SpecialTokens(bos=None))
+    with pytest.raises(ArtifactError, match="another tokenizer"):
+        attempt(write_policy(tmp_path / "other", tokenizer=other), "ppo.critic.kind=separate")
+    attempt(reward, "ppo.critic.kind=separate")
+    assert read_manifest(tmp_path / "out").parents["critic"].id == read_manifest(reward).id
+
+
+def test_k1_in_the_loss_is_refused_because_it_does_nothing() -> None:
+    with pytest.raises(ConfigError, match="kl_in_reward"):
+        load_config(GRPOConfig, ["grpo.kl_estimator=k1"])
 
 
 def test_evaluation_compares_policies_on_the_same_prompts(inputs: list[str], tmp_path: Path) -> None:

@@ -70,6 +70,9 @@ def ppo(
     reward: RewardOption = None,
     prompts: PromptsOption = None,
     reference: ReferenceOption = None,
+    critic: Annotated[
+        str | None, typer.Option("--critic", metavar="DIR", help="What a separate critic begins as; else the policy.")
+    ] = None,
     out: OutOption = None,
     resume: ResumeOption = "auto",
     json: JsonOption = False,
@@ -82,11 +85,19 @@ def ppo(
       llmrl ppo --policy runs/sft --reward "runs/reward + 0.5*literal"
 
       llmrl ppo configs/rl/ppo-tiny.toml --policy runs/sft --reward runs/reward ppo.kl_target=6
+
+      llmrl ppo --policy runs/sft --reward runs/reward --critic runs/reward ppo.critic.kind=separate ppo.vf_coef=1
     """
     from llmrl.config import PPOConfig
     from llmrl.run import ppo as run_stage
 
-    options = given(inputs__policy=policy, inputs__reward=reward, inputs__prompts=prompts, inputs__reference=reference)
+    options = given(
+        inputs__policy=policy,
+        inputs__reward=reward,
+        inputs__prompts=prompts,
+        inputs__reference=reference,
+        inputs__critic=critic,
+    )
     config = load_config(PPOConfig, settings or [], options)
     run_stage(config, out or command.default_out("ppo", settings or []), resume=resume, json=json, quiet=quiet)
 

@@ -8,6 +8,7 @@ from llmcore.config import Config
 from llmcore.train.config import TrainConfig
 from llmcore.train.optim import AdamW
 from llmcore.train.schedule import Linear
+from llmrl.critic import AnyCritic, SharedTrunk
 from llmrl.rewards.names import AnyReward
 
 
@@ -22,6 +23,13 @@ class RLInputs(Config):
     """Prompts: a records artifact, a folder with train.jsonl and valid.jsonl, or one JSONL file; built-in if absent."""
     reference: str | None = None
     """The policy to which the KL divergence is taken; the policy itself, as it was at the start, if absent."""
+
+
+class PPOInputs(RLInputs):
+    """What the run is made from."""
+
+    critic: str | None = None
+    """The reward model or policy that a separate critic begins as; the policy if absent."""
 
 
 class RolloutConfig(Config):
@@ -73,6 +81,14 @@ class GRPOSettings(Config):
     refill_attempts: int = Field(0, ge=0, le=8)
     """How often groups of equal rewards are replaced by groups of other prompts (DAPO's dynamic sampling)."""
 
+    @field_validator("kl_estimator", mode="before")
+    @classmethod
+    def with_a_gradient(cls, value: object) -> object:
+        """k1 in the loss does nothing on average, which would look like a weight that is too small."""
+        if value == "k1":
+            raise ValueError("k1 in the loss has no gradient on average; set grpo.kl_in_reward=true, or take k2")
+        return value
+
     @field_validator("scale_rewards", mode="before")
     @classmethod
     def spelled(cls, value: object) -> object:
@@ -88,8 +104,10 @@ class GRPOSettings(Config):
 
 
 class PPOSettings(Config):
-    """Proximal policy optimization with a value head on the policy's trunk."""
+    """Proximal policy optimization with a learned value function."""
 
+    critic: AnyCritic = SharedTrunk()
+    """What says how good a state is: a head on the policy's trunk (shared) or a model of its own (separate)."""
     num_ppo_epochs: int = Field(2, ge=1)
     """How often each rollout is gone through."""
     num_mini_batches: int = Field(1, ge=1)
@@ -111,7 +129,7 @@ class PPOSettings(Config):
     cliprange_value: float = Field(0.2, gt=0)
     """How far a value may move from the one at sampling."""
     vf_coef: float = Field(0.1, ge=0)
-    """Weight of the value loss."""
+    """Weight of the value loss; 1 is usual with a separate critic."""
     whiten_advantages: bool = True
     """Bring advantages to mean 0 and variance 1 over the rollout's tokens."""
     whiten_rewards: bool = False
@@ -168,6 +186,8 @@ class GRPOConfig(RLConfig):
 class PPOConfig(RLConfig):
     """A better policy from a reward, with a learned value function as the baseline."""
 
+    inputs: PPOInputs = PPOInputs()
+    """What the run is made from; each has an option of the same name."""
     ppo: PPOSettings = PPOSettings()
     """The algorithm."""
     train: TrainConfig = TrainConfig(

@@ -19,6 +19,7 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor, nn
 
+from llmcore.errors import TrainingError
 from llmcore.losses import Loss
 from llmcore.model.transformer import Transformer
 from llmcore.tokenizer import Tokenizer
@@ -26,8 +27,9 @@ from llmcore.train.seeds import step_seed
 from llmrl.advantages import GroupAdvantages, group_advantages
 from llmrl.config import GRPOConfig, GRPOSettings
 from llmrl.experience import Experience
+from llmrl.metrics import clip_metrics, group_metrics, kl_metrics, masked_sum
 from llmrl.rewards.sums import Rewards, Scores, check_scorable
-from llmrl.rollout import Prompts, Rollout, SampleLog, join, length_metrics, sample_rollout, score_rows
+from llmrl.rollout import Prompts, Rollout, SampleLog, join, sample_rollout, score_rows
 from llmrl.states import sampled_logprobs
 
 
@@ -59,17 +61,19 @@ class GRPO:
         """Sample groups, reward them, and compare each completion with its group."""
         rollout, scores = self.sample(number)
         old, reference = self.logprobs(rollout)
-        rewards = scores.total
+        rewards, divergence = scores.total, {}
         if self.settings.kl_in_reward:
             assert old is not None and reference is not None
-            divergence = torch.where(rollout.mask[:, 1:], old - reference, 0.0).sum(1).cpu()
-            rewards = rewards - self.settings.beta * divergence
+            log_ratio = torch.where(rollout.mask[:, 1:], old - reference, 0.0)
+            rewards = rewards - self.settings.beta * log_ratio.sum(1).cpu()
+            divergence = kl_metrics(old, reference, rollout.mask[:, 1:])
         compared = self.compare(rewards)
         if self.log is not None:
             self.log.add(step + 1, rollout, scores.terms, scores.total, compared.advantages)
         mask = rollout.mask
         if self.settings.mask_truncated_completions:
             mask = mask & ~rollout.truncated[:, None]
+            check_some_ended(mask, number, longest=self.config.rollout.max_completion_length)
         advantages = compared.advantages.to(mask.device)[:, None] * mask[:, 1:]
         return Experience(
             rollout.ids,
@@ -77,7 +81,7 @@ class GRPO:
             advantages,
             old_logprobs=old if self.settings.num_iterations > 1 else None,
             reference_logprobs=None if self.settings.kl_in_reward else reference,
-            metrics=rollout_metrics(rollout, scores, compared) | kl_metrics(old, reference, rollout.mask),
+            metrics=group_metrics(rollout, scores, compared) | divergence,
         )
 
     def loss(self, model: nn.Module, batch: Experience) -> Loss:
@@ -150,28 +154,34 @@ class GRPO:
         """Nothing to take up."""
 
 
+def check_some_ended(mask: Tensor, number: int, *, longest: int) -> None:
+    """With every completion left out there is no update to make."""
+    if not bool(mask.any()):
+        raise TrainingError(
+            f"every completion of rollout {number + 1} was cut at {longest} tokens, "
+            "and grpo.mask_truncated_completions leaves them all out",
+            hint="raise rollout.max_completion_length, or set grpo.mask_truncated_completions=false",
+        )
+
+
 def grpo_loss(
     model: Transformer, batch: Experience, settings: GRPOSettings, *, temperature: float, longest: int
 ) -> Loss:
-    """The clipped objective and the KL, summed; `longest` is the longest completion that could be sampled."""
+    """`token_losses` of the live model, added up; `longest` is the longest completion that could be sampled."""
     mask = batch.mask[:, 1:]
     advantages = torch.where(mask, batch.advantages, 0.0)
     logprobs, entropies = sampled_logprobs(model, batch.ids, batch.mask, temperature=temperature, entropy=True)
     old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
     ratio = probability_ratio(logprobs, old, mask, level=settings.importance_sampling_level)
-    low, high = 1 - settings.epsilon, 1 + (settings.epsilon_high or settings.epsilon)
-    if settings.loss_type == "cispo":  # the ratio weighs the gradient and is capped, but has none of its own
-        losses = -ratio.detach().clamp(max=high) * advantages * logprobs
-    else:
-        losses = -torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
+    losses = token_losses(logprobs, ratio, advantages, settings)
+    low, high = clip_range(settings)
     metrics = clip_metrics(ratio.detach(), advantages, mask, low=low, high=high)
     metrics["entropy"] = masked_sum(entropies, mask)
     if batch.reference_logprobs is not None:
-        log_ratio = torch.where(mask, logprobs - batch.reference_logprobs, 0.0)
-        k3 = torch.expm1(-log_ratio) + log_ratio
-        losses = losses + settings.beta * (k3 if settings.kl_estimator == "k3" else log_ratio.square() / 2)
-        metrics["kl"] = masked_sum(k3.detach(), mask)
-        metrics["objective/kl"] = (float(log_ratio.detach().sum()), len(mask))
+        losses = losses + settings.beta * kl_losses(
+            logprobs, batch.reference_logprobs, mask, estimator=settings.kl_estimator
+        )
+        metrics |= kl_metrics(logprobs.detach(), batch.reference_logprobs, mask)
     total, count = aggregate(losses, mask, settings.loss_type, longest=longest)
     return Loss(total, count, metrics | dict(batch.metrics))
 
@@ -183,6 +193,25 @@ def probability_ratio(logprobs: Tensor, old: Tensor, mask: Tensor, *, level: str
         mean = difference.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
         difference = torch.where(mask, mean, 0.0)
     return difference.exp()
+
+
+def token_losses(logprobs: Tensor, ratio: Tensor, advantages: Tensor, settings: GRPOSettings) -> Tensor:
+    """The clipped objective of each token, negated; with cispo the capped ratio only weighs the gradient. (B, T-1)"""
+    low, high = clip_range(settings)
+    if settings.loss_type == "cispo":
+        return -ratio.detach().clamp(max=high) * advantages * logprobs
+    return -torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
+
+
+def kl_losses(logprobs: Tensor, reference: Tensor, mask: Tensor, *, estimator: str) -> Tensor:
+    """k2 or k3 of each token. (B, T-1)"""
+    log_ratio = torch.where(mask, logprobs - reference, 0.0)
+    return log_ratio.square() / 2 if estimator == "k2" else torch.expm1(-log_ratio) + log_ratio
+
+
+def clip_range(settings: GRPOSettings) -> tuple[float, float]:
+    """Between which ratios a token gives a gradient."""
+    return 1 - settings.epsilon, 1 + (settings.epsilon_high or settings.epsilon)
 
 
 def aggregate(losses: Tensor, mask: Tensor, loss_type: str, *, longest: int) -> tuple[Tensor, int]:
@@ -205,44 +234,3 @@ def aggregate(losses: Tensor, mask: Tensor, loss_type: str, *, longest: int) -> 
     if loss_type == "bnpo":
         return losses.sum() / mask.sum().clamp(min=1) * rows, rows
     return losses.sum(), int(mask.sum())
-
-
-def clip_metrics(
-    ratio: Tensor, advantages: Tensor, mask: Tensor, *, low: float, high: float
-) -> dict[str, tuple[float, int]]:
-    """The share of tokens whose gradient the clip takes away, and the ratio's mean."""
-    below = (ratio < low) & (advantages < 0) & mask
-    above = (ratio > high) & (advantages > 0) & mask
-    tokens = int(mask.sum())
-    return {
-        "clip_ratio/low_mean": (float(below.sum()), tokens),
-        "clip_ratio/high_mean": (float(above.sum()), tokens),
-        "clip_ratio/region_mean": (float((below | above).sum()), tokens),
-        "ratio/mean": masked_sum(ratio, mask),
-    }
-
-
-def rollout_metrics(rollout: Rollout, scores: Scores, compared: GroupAdvantages) -> dict[str, tuple[float, int]]:
-    """What a rollout earned, under TRL's names."""
-    return {
-        **scores.metrics(),
-        "reward_std": (float(compared.spread.sum()), len(compared.spread)),
-        "frac_reward_zero_std": (float(compared.flat.sum()), len(compared.flat)),
-        **length_metrics(rollout),
-    }
-
-
-def kl_metrics(old: Tensor | None, reference: Tensor | None, mask: Tensor) -> dict[str, tuple[float, int]]:
-    """Where the KL is in the reward: as the loss reports it otherwise."""
-    if old is None or reference is None:
-        return {}
-    log_ratio = torch.where(mask[:, 1:], old - reference, 0.0)
-    return {
-        "kl": masked_sum(torch.expm1(-log_ratio) + log_ratio, mask[:, 1:]),
-        "objective/kl": (float(log_ratio.sum()), len(mask)),
-    }
-
-
-def masked_sum(values: Tensor, mask: Tensor) -> tuple[float, int]:
-    """Sum and count over the masked tokens."""
-    return float(torch.where(mask, values, 0.0).sum()), int(mask.sum())

@@ -10,7 +10,8 @@
    averaged over the tokens of the update.
 6. Once per rollout kl_coef moves towards `kl_target`, which is in nats per completion: KL summed over its tokens.
 
-The value function is a linear head on the policy's own trunk; its gradient reaches the trunk through vf_coef.
+The critic is a part (`ppo.critic`): a linear head on the policy's own trunk, which its gradient reaches through
+vf_coef, or a model of its own.
 """
 
 from collections.abc import Mapping
@@ -26,28 +27,29 @@ from llmcore.tokenizer import Tokenizer
 from llmcore.train.seeds import step_seed
 from llmrl.advantages import generalized_advantages, token_rewards, whiten
 from llmrl.config import PPOConfig, PPOSettings
+from llmrl.controllers import KLCoefficient, RunningMoments
+from llmrl.critic_models import CriticModel, ValueHead
 from llmrl.experience import Experience
-from llmrl.grpo import masked_sum
+from llmrl.metrics import critic_metrics, masked_sum, max_gap
 from llmrl.rewards.sums import Rewards, check_scorable, sum_and_count
 from llmrl.rollout import SCORING_ROWS, Prompts, Rollout, SampleLog, length_metrics, sample_rollout, score_rows
 from llmrl.states import logprobs_of_states, sampled_states, spread
 
 
 class ActorCritic(nn.Module):
-    """A policy with a value head that begins at zero."""
+    """A policy with its critic: what the loop trains, and what a resumable checkpoint holds."""
 
-    def __init__(self, policy: Transformer) -> None:
+    def __init__(self, policy: Transformer, critic: CriticModel | None = None) -> None:
+        """A head on the policy's trunk, at first 0, if no critic is given."""
         super().__init__()
         self.policy = policy
-        self.value = nn.Linear(policy.config.width, 1)
-        nn.init.zeros_(self.value.weight)
-        nn.init.zeros_(self.value.bias)
+        self.critic = critic or ValueHead(policy.config.width)
 
     def forward(self, ids: Tensor, mask: Tensor, *, temperature: float = 1.0) -> "Judged":
         """ids and mask (B, T) -> what is said of the masked tokens; V_t is that of the state before token t."""
         states = sampled_states(self.policy, ids, mask)
         logprobs, entropies = logprobs_of_states(self.policy, states, ids, mask, temperature, entropy=True)
-        return Judged(logprobs, entropies, spread(self.value(states.float()).squeeze(-1), mask))
+        return Judged(logprobs, entropies, spread(self.critic(states, ids, mask), mask))
 
 
 class Judged(NamedTuple):
@@ -80,7 +82,7 @@ class PPO:
         self.config = config
         self.settings = config.ppo
         self.log = log
-        self.kl_coef = KLCoefficient(config.ppo)
+        self.kl_coef = KLCoefficient(config.ppo.kl_coef, target=config.ppo.kl_target, horizon=config.ppo.horizon)
         self.moments = RunningMoments()
         self.update_kl: tuple[float, int] = (0.0, 0)
 
@@ -110,7 +112,8 @@ class PPO:
             **scores.metrics(),
             **length_metrics(rollout),
             **self.objective_metrics(judged, points, log_ratio, mask, known=known),
-            "critic/vf_explained_var": (explained_variance(judged.values, returns, mask), 1),
+            **critic_metrics(judged.values, returns, advantages, mask),
+            "val/num_eos_tokens": (float((~rollout.truncated).sum()), 1),
         }
         self.kl_coef.update(divergence, completions=int(known.sum()))
         return Experience(rollout.ids, rollout.mask, advantages, judged.logprobs, None, judged.values, returns, metrics)
@@ -213,6 +216,8 @@ def ppo_loss(model: ActorCritic, batch: Experience, settings: PPOSettings, *, te
         "loss/value_avg": masked_sum(value.detach(), mask),
         "val/clipfrac_avg": masked_sum(value_clipped.float(), mask),
         "val/ratio": masked_sum(ratio.detach(), mask),
+        "val/ratio_var": (float(ratio.detach()[mask].var()) if tokens > 1 else 0.0, 1),
+        "val/ratio_max_gap": max_gap(ratio.detach(), mask),
     }
     total = torch.where(mask, policy + settings.vf_coef * value, 0.0).sum()
     return Loss(total, tokens, metrics | dict(batch.metrics))
@@ -238,53 +243,3 @@ def value_losses(values: Tensor, *, old: Tensor, returns: Tensor, cliprange: flo
     near = old + (values - old).clamp(-cliprange, cliprange)
     plain, bounded = (values - returns).square(), (near - returns).square()
     return 0.5 * torch.maximum(plain, bounded), (bounded > plain).detach()
-
-
-class KLCoefficient:
-    """The weight of the KL: fixed, or moved so that the KL per completion comes to `kl_target` (arXiv:1909.08593)."""
-
-    def __init__(self, settings: PPOSettings) -> None:
-        self.value = settings.kl_coef
-        self.target = settings.kl_target
-        self.horizon = settings.horizon
-
-    def update(self, divergence: float, *, completions: int) -> None:
-        """Take note of a rollout's KL, in nats per completion."""
-        if self.target is not None:
-            error = min(0.2, max(-0.2, divergence / self.target - 1))
-            self.value *= 1 + error * completions / self.horizon
-
-
-class RunningMoments:
-    """Mean and variance of all scores so far (Chan et al., 1979)."""
-
-    def __init__(self, count: float = 0.0, mean: float = 0.0, squares: float = 0.0) -> None:
-        self.count, self.mean, self.squares = count, mean, squares
-
-    def update(self, scores: Tensor) -> None:
-        """Add some scores."""
-        if not len(scores):
-            return
-        values = scores.double()
-        count, mean = float(len(values)), float(values.mean())
-        gap = mean - self.mean
-        total = self.count + count
-        self.squares += float((values - mean).square().sum()) + gap**2 * self.count * count / total
-        self.mean += gap * count / total
-        self.count = total
-
-    @property
-    def deviation(self) -> float:
-        """Standard deviation, ddof 1; 0 before two scores."""
-        return (self.squares / (self.count - 1)) ** 0.5 if self.count > 1 else 0.0
-
-    def state(self) -> tuple[float, float, float]:
-        """What the constructor takes."""
-        return self.count, self.mean, self.squares
-
-
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 - Var(R - V) / Var(R): 1 for a perfect value function, 0 for a constant one."""
-    wanted, error = returns[mask].double(), (returns - values)[mask].double()
-    spread = float(wanted.var()) if len(wanted) > 1 else 0.0
-    return 1 - float(error.var()) / spread if spread > 0 else 0.0

@@ -9,13 +9,15 @@ from torch import nn
 from llmcore.checkpoint import Checkpoint, load_checkpoint
 from llmcore.command import builtin_data, required
 from llmcore.errors import ConfigError
-from llmcore.manifest import Manifest
+from llmcore.manifest import Manifest, read_manifest
 from llmcore.model.transformer import Transformer
 from llmcore.records import Prompt, load_records
+from llmcore.scoring import Scorer, load_scorer
 from llmcore.train.device import resolve
 from llmcore.train.loop import fit
 from llmcore.train.run import Run
 from llmrl.config import GRPOConfig, PPOConfig, RLConfig
+from llmrl.critic import SharedTrunk
 from llmrl.evaluate import answer, check_same_tokenizer, flat_figures, summarize
 from llmrl.experience import Experiences
 from llmrl.grpo import GRPO
@@ -35,6 +37,7 @@ class Start(NamedTuple):
     held_out: Prompts | None
     rewards: Rewards
     parents: dict[str, Manifest]
+    critic: Scorer | Transformer | None = None
 
 
 def grpo(config: GRPOConfig, out: Path, *, resume: str = "auto", json: bool = False, quiet: bool = False) -> Manifest:
@@ -65,10 +68,10 @@ def grpo(config: GRPOConfig, out: Path, *, resume: str = "auto", json: bool = Fa
 
 def ppo(config: PPOConfig, out: Path, *, resume: str = "auto", json: bool = False, quiet: bool = False) -> Manifest:
     """Improve the policy in `inputs.policy` by PPO and write it to `out`."""
-    start = prepare(config, config.train.device, config.train.dtype, reference=True)
+    start = with_critic(prepare(config, config.train.device, config.train.dtype, reference=True), config)
     assert start.reference is not None
     job = open_run(config, out, "llmrl ppo", start, resume=resume, json=json, quiet=quiet)
-    actor = ActorCritic(start.policy.model)
+    actor = ActorCritic(start.policy.model, config.ppo.critic.build(start.policy.model, start.critic))
     updates = config.ppo.num_ppo_epochs * config.ppo.num_mini_batches
     log = sample_log(job, config, every=config.train.log_every, updates=updates)
     algorithm = PPO(
@@ -89,7 +92,8 @@ def ppo(config: PPOConfig, out: Path, *, resume: str = "auto", json: bool = Fals
         on_start=log.start,
     )
     evaluate = evaluation(config, start, lambda model: cast(ActorCritic, model).policy)
-    fit(actor, source, algorithm.loss, config.train, job, evaluate=evaluate)
+    train = config.train.model_copy(update={"optimizer": config.ppo.critic.optimizer(config.train.optimizer)})
+    fit(actor, source, algorithm.loss, train, job, evaluate=evaluate)
     return job.finish(actor.policy, counts=start.prompts.counts)
 
 
@@ -134,6 +138,33 @@ def prepare(config: RLConfig, device: str, dtype: str, *, reference: bool) -> St
     prompts = Prompts(records, policy.tokenizer, longest=longest, max_dropped=config.rollout.max_dropped)
     held_out = load_held_out(prompts_path, policy, longest=longest) if config.rollout.eval_prompts else None
     return Start(policy, other, prompts, held_out, rewards, {**parents, **rewards.parents, "prompts": prompts_manifest})
+
+
+def with_critic(start: Start, config: PPOConfig) -> Start:
+    """Load what a separate critic begins as, if it is named."""
+    if not config.inputs.critic:
+        return start
+    if isinstance(config.ppo.critic, SharedTrunk):
+        raise ConfigError(
+            "--critic is given, but the critic is a head on the policy's trunk",
+            hint="set ppo.critic.kind=separate, or leave --critic out",
+        )
+    folder = Path(config.inputs.critic)
+    kind = read_manifest(folder).kind
+    if kind == "reward":
+        critic: Scorer | Checkpoint = load_scorer(folder)
+    else:
+        critic = load_checkpoint(folder, expect="policy")
+    check_same_tokenizer(folder, critic.tokenizer, start.policy.tokenizer)
+    wanted = start.policy.model.config.context
+    if critic.model.config.context < wanted or not critic.model.config.attention.sight().causal:
+        raise ConfigError(
+            f"{folder} cannot value the policy's states: its context is {critic.model.config.context} of {wanted} "
+            f"tokens, and causal={critic.model.config.attention.sight().causal}",
+            hint="give a causal model with the policy's context",
+        )
+    parents = {**start.parents, "critic": critic.manifest}
+    return start._replace(parents=parents, critic=critic if isinstance(critic, Scorer) else critic.model)
 
 
 def load_held_out(path: Path, policy: Checkpoint, *, longest: int) -> Prompts | None:

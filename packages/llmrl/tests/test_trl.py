@@ -1,0 +1,124 @@
+"""Our losses are TRL's, in float64 to 1e-8; run with an interpreter that has TRL, in LLM_PEERS_PYTHON.
+
+    LLM_PEERS_PYTHON=/path/to/an/environment/with/trl/bin/python pytest packages/llmrl/tests/test_trl.py
+
+Checked with TRL 1.16, which has no PPO any more: of PPO, the policy loss is GRPO's with one advantage for each token.
+"""
+
+import itertools
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmrl.config import GRPOSettings
+from llmrl.grpo import aggregate, clip_range, kl_losses, probability_ratio, token_losses
+from llmrl.metrics import clip_metrics, kl_metrics
+from llmrl.ppo import policy_losses
+
+PEERS = os.environ.get("LLM_PEERS_PYTHON", "")
+LONGEST = 9
+ROWS = 6
+CASES = [
+    {"loss_type": loss_type, "level": level, "beta": beta, "epsilon": epsilon, "epsilon_high": high, "once": once}
+    for loss_type, level, beta, (epsilon, high), once in itertools.product(
+        ("grpo", "bnpo", "dapo", "dr_grpo", "cispo"),
+        ("token", "sequence"),
+        (0.0, 0.3),
+        ((0.2, 0.2), (0.1, 0.28), (3e-4, 4e-4)),
+        (False, True),
+    )
+]
+
+pytestmark = pytest.mark.skipif(not PEERS, reason="set LLM_PEERS_PYTHON to an interpreter that has TRL")
+
+
+@pytest.fixture(scope="module")
+def tensors() -> dict[str, Tensor]:
+    """Log-probabilities of three policies over completions of 1 to 8 tokens, one of which has no token that counts."""
+    random = torch.Generator().manual_seed(0)
+    old = -torch.rand(ROWS, LONGEST - 1, generator=random, dtype=torch.float64) * 3
+    lengths = torch.tensor([8, 1, 5, 0, 3, 8])
+    noise = torch.randn(2, *old.shape, generator=random, dtype=torch.float64)
+    return {
+        "logprobs": old + 0.3 * noise[0],
+        "old": old,
+        "reference": old + 0.5 * noise[1],
+        "mask": (torch.arange(LONGEST - 1) < lengths[:, None]).double(),
+        "advantages": torch.randn(ROWS, generator=random, dtype=torch.float64),
+    }
+
+
+def ask_trl(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """TRL's answers."""
+    script = Path(__file__).with_name("trl_losses.py")
+    environment = {"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1", "HOME": os.environ.get("HOME", "/")}
+    done = subprocess.run(
+        [PEERS, str(script)], input=json.dumps(cases), capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    answers: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return answers
+
+
+def trl_case(case: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """A case under TRL's names; its cispo caps the ratio at epsilon_high itself, ours at 1 + epsilon_high."""
+    high = case["epsilon_high"] + (1 if case["loss_type"] == "cispo" else 0)
+    settings = {
+        "loss_type": case["loss_type"],
+        "importance_sampling_level": case["level"],
+        "beta": case["beta"],
+        "epsilon_low": case["epsilon"],
+        "epsilon_high": high,
+        "max_completion_length": LONGEST,
+    }
+    given = {name: value.tolist() for name, value in tensors.items() if not (name == "old" and case["once"])}
+    return {"settings": settings, "tensors": given}
+
+
+def test_every_loss_its_gradient_and_its_metrics_are_trls(tensors: dict[str, Tensor]) -> None:
+    for case, wanted in zip(CASES, ask_trl([trl_case(case, tensors) for case in CASES]), strict=True):
+        settings = GRPOSettings(
+            loss_type=case["loss_type"],
+            importance_sampling_level=case["level"],
+            beta=case["beta"],
+            epsilon=case["epsilon"],
+            epsilon_high=case["epsilon_high"],
+        )
+        mask = tensors["mask"].bool()
+        logprobs = tensors["logprobs"].clone().requires_grad_()
+        advantages = torch.where(mask, tensors["advantages"][:, None], 0.0)
+        old = logprobs.detach() if case["once"] else tensors["old"]
+        ratio = probability_ratio(logprobs, old, mask, level=settings.importance_sampling_level)
+        losses = token_losses(logprobs, ratio, advantages, settings)
+        if settings.beta:
+            losses = losses + settings.beta * kl_losses(logprobs, tensors["reference"], mask, estimator="k3")
+        total, count = aggregate(losses, mask, settings.loss_type, longest=LONGEST)
+        (gradient,) = torch.autograd.grad(total / count, logprobs)
+        assert (total / count).item() == pytest.approx(wanted["loss"], abs=1e-8), case
+        torch.testing.assert_close(gradient, torch.tensor(wanted["gradient"]).double(), rtol=0, atol=1e-8)
+        low, high = clip_range(settings)
+        figures = clip_metrics(ratio.detach(), advantages, mask, low=low, high=high)
+        figures |= kl_metrics(logprobs.detach(), tensors["reference"], mask)
+        names = ["kl"] if settings.beta else []
+        if settings.loss_type != "cispo" and settings.importance_sampling_level == "token":
+            names += ["clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean"]
+        for name in names:
+            found, items = figures[name]
+            assert found / items == pytest.approx(wanted["metrics"][name], abs=1e-6), (case, name)
+
+
+def test_the_policy_loss_of_ppo_is_that_of_trls_grpo_token_by_token(tensors: dict[str, Tensor]) -> None:
+    random = torch.Generator().manual_seed(1)
+    mask = tensors["mask"].bool()
+    advantages = torch.randn(mask.shape, generator=random, dtype=torch.float64) * mask
+    case = {"loss_type": "dapo", "level": "token", "beta": 0.0, "epsilon": 0.2, "epsilon_high": 0.2, "once": False}
+    [wanted] = ask_trl([trl_case(case, {**tensors, "advantages": advantages})])
+    ratio = torch.where(mask, tensors["logprobs"] - tensors["old"], 0.0).exp()
+    losses, _ = policy_losses(ratio, advantages, cliprange=0.2, dual_clip=None)
+    assert float(losses[mask].sum() / mask.sum()) == pytest.approx(wanted["loss"], abs=1e-8)

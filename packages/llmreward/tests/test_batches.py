@@ -3,12 +3,14 @@ import math
 import pytest
 import torch
 
+from llmcore.branches import plain_rows
 from llmcore.errors import DataError
 from llmcore.records import Message, Preference
 from llmcore.tokenizer import Tokenizer
 from llmcore.train.config import TrainConfig
-from llmreward.batches import PreferenceBatches, check_dropped, cut_pair, tokenize_pairs
+from llmreward.batches import PreferenceBatches, check_dropped, cut_rows, preference_batch, tokenize_groups
 from llmreward.config import RewardData
+from llmreward.loss import PreferenceBatch
 
 TOKENIZER = Tokenizer.byte_level()
 
@@ -22,46 +24,78 @@ def many(count: int) -> list[Preference]:
 
 
 def batches(count: int, **settings: object) -> PreferenceBatches:
-    pairs = tokenize_pairs(many(count), TOKENIZER, data=RewardData(), context=100).kept
+    groups = tokenize_groups(many(count), TOKENIZER, data=RewardData(), context=100).kept
     train = TrainConfig.model_validate({"batch": 4, "seed": 5, **settings})
-    return PreferenceBatches(pairs, pad_id=TOKENIZER.pad_id, context=100, train=train)
+    return PreferenceBatches(groups, pad_id=TOKENIZER.pad_id, share=True, train=train)
+
+
+def rows_of(batch: PreferenceBatch) -> list[tuple[int, ...]]:
+    ids, inside = plain_rows(batch.layout)
+    return [tuple(row[here].tolist()) for row, here in zip(ids, inside, strict=True)]
 
 
 def test_both_sides_share_the_prompt_and_end_with_the_end_of_turn() -> None:
-    pair = tokenize_pairs([preference("1+1", "2", "11")], TOKENIZER, data=RewardData(), context=100).kept[0]
-    assert pair.chosen[-1] == pair.rejected[-1] == TOKENIZER.end_of_turn_id
-    assert pair.chosen[:-2] == pair.rejected[:-3]
-    assert TOKENIZER.decode(pair.chosen[-2:-1]) == "2"
-    assert math.isnan(pair.margin)
+    group = tokenize_groups([preference("1+1", "2", "11")], TOKENIZER, data=RewardData(), context=100).kept[0]
+    chosen, rejected = group.rows
+    assert chosen[-1] == rejected[-1] == TOKENIZER.end_of_turn_id
+    assert chosen[:-2] == rejected[:-3]
+    assert TOKENIZER.decode(chosen[-2:-1]) == "2"
+    [comparison] = group.comparisons
+    assert comparison[:2] == (0, 1) and math.isnan(comparison.margin)
 
 
-def test_a_batch_holds_both_sides_padded_on_the_right() -> None:
-    records = [preference("a", "xx", "y", 1.5), preference("b", "u", "vvv")]
-    pairs = tokenize_pairs(records, TOKENIZER, data=RewardData(), context=100).kept
-    source = PreferenceBatches(pairs, pad_id=TOKENIZER.pad_id, context=100, train=TrainConfig(batch=2))
-    (batch,) = source.micro_batches(0)
-    assert batch.ids.shape[0] == 4 and batch.lengths.shape == (4,) and batch.margins.shape == (2,)
-    rows = {tuple(row[:length].tolist()) for row, length in zip(batch.ids, batch.lengths, strict=True)}
-    assert rows == {tuple(side) for pair in pairs for side in (pair.chosen, pair.rejected)}
-    for row, length in zip(batch.ids, batch.lengths, strict=True):
-        assert (row[length:] == TOKENIZER.pad_id).all()
-    assert sorted(batch.margins.isnan().tolist()) == [False, True]
+def test_a_batch_holds_each_answer_once_and_reads_each_prompt_once() -> None:
+    records = [preference("a" * 30, "xx", "y", 1.5), preference("b", "u", "vvv")]
+    groups = tokenize_groups(records, TOKENIZER, data=RewardData(), context=100).kept
+    batch = preference_batch(groups, pad_id=TOKENIZER.pad_id)
+    assert rows_of(batch) == [tuple(row) for group in groups for row in group.rows]
+    assert batch.better.tolist() == [0, 2] and batch.worse.tolist() == [1, 3]
+    assert batch.margins[0] == 1.5 and batch.margins[1].isnan()
+    assert batch.weights.tolist() == [1.0, 1.0] and batch.prompts == 2
+    real = int((batch.layout.trees > 0).sum())
+    assert real < sum(map(len, rows_of(batch))) - 30
+    assert (batch.ids[batch.layout.trees == 0] == TOKENIZER.pad_id).all()
+
+
+def test_the_pairs_of_a_prompt_are_one_group_in_which_each_answer_stands_once() -> None:
+    sides = [("p", "a", "b", None), ("q", "x", "y", None), ("p", "b", "c", 2.0), ("p", "a", "c", None)]
+    records = [preference(*side) for side in sides]
+    groups = tokenize_groups(records, TOKENIZER, data=RewardData(), context=100)
+    assert groups.counts == {"pairs": 4, "prompts": 2}
+    assert [TOKENIZER.decode(row[-2:-1]) for row in groups.kept[0].rows] == ["a", "b", "c"]
+    assert [one[:2] for one in groups.kept[0].comparisons] == [(0, 1), (1, 2), (0, 2)]
+    assert groups.kept[0].comparisons[1].margin == 2.0
+    batch = preference_batch(groups.kept, pad_id=TOKENIZER.pad_id)
+    assert batch.weights.tolist() == pytest.approx([1 / 3] * 3 + [1.0])
+    assert batch.better.tolist() == [0, 1, 0, 3] and batch.worse.tolist() == [1, 2, 2, 4]
+    alone = tokenize_groups(records, TOKENIZER, data=RewardData(group="pair"), context=100)
+    assert [len(group.rows) for group in alone.kept] == [2] * 4
+
+
+def test_a_prompt_of_many_answers_becomes_several_groups_that_lose_no_pair() -> None:
+    records = [preference("p", f"{n}", f"{n + 1}") for n in range(20)]
+    groups = tokenize_groups(records, TOKENIZER, data=RewardData(answers=4), context=100).kept
+    assert sum(len(group.comparisons) for group in groups) == 20
+    assert max(len(group.rows) for group in groups) == 4
+
+
+def test_a_cut_group_drops_only_the_comparisons_of_what_became_equal() -> None:
+    records = [preference("p", "x" * 90 + "1", "x" * 90 + "2"), preference("p", "y", "x" * 90 + "2")]
+    groups = tokenize_groups(records, TOKENIZER, data=RewardData(max_length=40), context=100)
+    assert groups.counts == {"cut": 2, "dropped_equal": 1, "pairs": 1, "prompts": 1}
+    [group] = groups.kept
+    assert [one[:2] for one in group.comparisons] == [(1, 0)]
+    assert len(group.rows[0]) == 40 and TOKENIZER.decode(group.rows[1][-2:-1]) == "y"
 
 
 def test_each_pair_comes_once_an_epoch_in_another_order() -> None:
     source = batches(30)
     orders = [
-        [tuple(row[:length].tolist()) for step in epoch for row, length in rows_of(source, step)]
+        [row for step in epoch for batch in source.micro_batches(step) for row in rows_of(batch)]
         for epoch in (range(8), range(8, 16))
     ]
     assert sorted(orders[0]) == sorted(orders[1]) and len(orders[0]) == 60
     assert orders[0] != orders[1]
-
-
-def rows_of(source: PreferenceBatches, step: int) -> list[tuple[torch.Tensor, int]]:
-    return [
-        (row, int(n)) for batch in source.micro_batches(step) for row, n in zip(batch.ids, batch.lengths, strict=True)
-    ]
 
 
 def test_a_step_is_a_function_of_seed_and_number() -> None:
@@ -76,58 +110,56 @@ def same(left: PreferenceBatches, right: PreferenceBatches, step: int) -> bool:
     return a.shape == b.shape and torch.equal(a, b)
 
 
-def test_micro_batches_are_the_same_pairs_in_parts() -> None:
+def test_micro_batches_are_the_same_prompts_in_parts() -> None:
     whole, parts = batches(30).micro_batches(2), batches(30, micro_batch=3).micro_batches(2)
-    assert [len(batch.margins) for batch in parts] == [3, 1]
-    assert sum(int(batch.lengths.sum()) for batch in parts) == int(whole[0].lengths.sum())
+    assert [batch.prompts for batch in parts] == [3, 1]
+    assert [row for batch in parts for row in rows_of(batch)] == rows_of(whole[0])
 
 
-def test_batches_gather_similar_lengths() -> None:
+def test_little_of_a_batch_is_padding() -> None:
     source = batches(200)
-    steps = range(source.buckets.steps_per_epoch)
-    cells = sum(batch.ids.numel() for step in steps for batch in source.micro_batches(step))
-    tokens = sum(int(batch.lengths.sum()) for step in steps for batch in source.micro_batches(step))
-    assert tokens / cells > 0.75
+    layouts = [batch.layout for step in range(50) for batch in source.micro_batches(step)]
+    real = sum(int((layout.trees > 0).sum()) for layout in layouts)
+    assert real / sum(layout.ids.numel() for layout in layouts) > 0.8
 
 
 def test_a_long_pair_loses_the_prompts_start_and_the_answers_ends_alike() -> None:
     shared = list(range(100, 140))
     chosen, rejected = [256, *shared, 1, 2, 3, 258], [256, *shared, 7, 258]
-    left, right = cut_pair(chosen, rejected, limit=20, keep_first=True)
+    left, right = cut_rows([chosen, rejected], limit=20, keep_first=True)
     assert left == [256, *shared[-15:], 1, 2, 3, 258]
     assert right == [256, *shared[-15:], 7, 258]
 
 
 def test_long_answers_keep_a_quarter_for_the_prompt() -> None:
     shared = list(range(100, 140))
-    left, right = cut_pair([256, *shared, *[1] * 50], [256, *shared, *[2] * 9], limit=20, keep_first=True)
+    left, right = cut_rows([[256, *shared, *[1] * 50], [256, *shared, *[2] * 9]], limit=20, keep_first=True)
     assert left == [256, *shared[-4:], *[1] * 15]
     assert right == [256, *shared[-4:], *[2] * 9]
 
 
 def test_short_prompts_leave_their_room_to_the_answers() -> None:
-    left, right = cut_pair([256, 50, *[1] * 50], [256, 50, *[2] * 50], limit=20, keep_first=True)
+    left, right = cut_rows([[256, 50, *[1] * 50], [256, 50, *[2] * 50]], limit=20, keep_first=True)
     assert left == [256, 50, *[1] * 18] and right == [256, 50, *[2] * 18]
 
 
 @pytest.mark.parametrize("limit", [8, 13, 30, 64])
 def test_no_cut_row_is_longer_than_the_limit_or_equal_to_the_other(limit: int) -> None:
     records = [preference("p" * n, "a" * n + "b", "a" * (60 - n) + "c") for n in range(60)]
-    pairs = tokenize_pairs(records, TOKENIZER, data=RewardData(max_length=limit), context=100)
-    assert len(pairs.kept) == 60 and pairs.counts["cut"] > 30
-    for pair in pairs.kept:
-        assert max(len(pair.chosen), len(pair.rejected)) <= limit
-        assert pair.chosen != pair.rejected
+    groups = tokenize_groups(records, TOKENIZER, data=RewardData(max_length=limit), context=100)
+    assert len(groups.kept) == 60 and groups.counts["cut"] > 30
+    for chosen, rejected in (group.rows for group in groups.kept):
+        assert max(len(chosen), len(rejected)) <= limit
+        assert chosen != rejected
 
 
 def test_what_cannot_be_used_is_counted_by_reason() -> None:
     records = [preference("a", "x", "x"), preference("b", "x" * 90, "y"), preference("c", "1", "2")]
-    pairs = tokenize_pairs(records, TOKENIZER, data=RewardData(long="drop", max_length=50), context=100)
-    assert pairs.counts == {"dropped_equal": 1, "dropped_too_long": 1, "pairs": 1}
-    assert pairs.sources == [2]
+    groups = tokenize_groups(records, TOKENIZER, data=RewardData(long="drop", max_length=50), context=100)
+    assert groups.counts == {"dropped_equal": 1, "dropped_too_long": 1, "pairs": 1, "prompts": 1}
     with pytest.raises(DataError, match=r"2 of 3 pairs would be dropped \(1 equal, 1 too_long\)"):
-        check_dropped(pairs.counts, allowed=0.5)
-    check_dropped(pairs.counts, allowed=0.7)
+        check_dropped(groups.counts, allowed=0.5)
+    check_dropped(groups.counts, allowed=0.7)
 
 
 def test_data_without_any_usable_pair_is_refused() -> None:

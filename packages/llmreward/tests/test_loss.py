@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -7,9 +8,11 @@ from llmcore.config import Config
 from llmcore.errors import ConfigError
 from llmcore.model.attention import GroupedQuery
 from llmcore.model.config import ModelConfig
-from llmreward.loss import AnyPreferenceLoss, BradleyTerry, MarginRanking, PairBatch, reward_loss
+from llmreward.batches import Comparison, Group, preference_batch
+from llmreward.loss import AnyPreferenceLoss, BradleyTerry, MarginRanking, PreferenceBatch, reward_loss
 
 NONE = float("nan")
+MODEL = ModelConfig(vocab_size=260, width=32, depth=1, head="scalar", attention=GroupedQuery(heads=2)).build(seed=1)
 
 
 def scores(*values: float) -> torch.Tensor:
@@ -94,12 +97,14 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
             loss(column, column, torch.zeros(3))
 
 
+def batch_of(*pairs: tuple[list[int], list[int]]) -> PreferenceBatch:
+    return preference_batch([Group(list(pair), [Comparison(0, 1)]) for pair in pairs], pad_id=259)
+
+
 def test_a_batch_of_pairs_gives_sums_and_counts_ties_as_wrong() -> None:
-    model = ModelConfig(vocab_size=260, width=32, depth=1, head="scalar", attention=GroupedQuery(heads=2)).build(seed=1)
-    ids = torch.tensor([[256, 1, 2], [256, 9, 9], [256, 3, 4], [256, 9, 9]])
-    batch = PairBatch(ids, torch.full((4,), 3), torch.full((2,), NONE))
-    result = reward_loss(BradleyTerry().build())(model, batch)
-    first, tie, second, _ = model(ids)[:, -1, 0].tolist()
+    chosen, rejected, same = [256, 1, 2], [256, 3, 4], [256, 9, 9]
+    result = reward_loss(BradleyTerry().build())(MODEL, batch_of((chosen, rejected), (same, same)))
+    first, second, tie = MODEL(torch.tensor([chosen, rejected, same]))[:, -1, 0].tolist()
     assert result.count == 2
     assert result.total.item() == pytest.approx(math.log1p(math.exp(second - first)) + math.log(2), abs=1e-6)
     assert result.metrics["accuracy"] == (float(first > second), 2)
@@ -108,35 +113,66 @@ def test_a_batch_of_pairs_gives_sums_and_counts_ties_as_wrong() -> None:
     assert result.total.requires_grad
 
 
+def test_a_ranking_costs_the_mean_over_all_its_pairs() -> None:
+    """Equation 1 of Ouyang et al. (2022): each of K answers is read once, each prompt weighs one."""
+    answers = [[256, 7, 8, 9, n, 259] for n in (11, 12, 13, 14)]
+    pairs = list(itertools.combinations(range(4), 2))
+    ranked = Group(answers, [Comparison(*pair) for pair in pairs])
+    other = Group([[256, 5, 1], [256, 5, 2, 3]], [Comparison(0, 1)])
+    batch = preference_batch([ranked, other], pad_id=259)
+    found = reward_loss(BradleyTerry().build())(MODEL, batch)
+    scores = [float(MODEL(torch.tensor([row]))[0, -1, 0].detach()) for row in [*answers, *other.rows]]
+    costs = [math.log1p(math.exp(scores[worse] - scores[better])) for better, worse in pairs]
+    expected = sum(costs) / 6 + math.log1p(math.exp(scores[5] - scores[4]))
+    assert found.total.item() == pytest.approx(expected, abs=1e-6)
+    assert found.count == 2 and found.metrics["accuracy"][1] == 7
+    assert int((batch.layout.trees > 0).sum()) == 4 + 4 * 2 + 2 + 1 + 2
+
+
+def test_rankings_in_micro_batches_have_the_gradient_of_one_batch() -> None:
+    groups = [
+        Group(
+            [[256, 7, 8, n, 259] for n in range(k)], [Comparison(*pair) for pair in itertools.combinations(range(k), 2)]
+        )
+        for k in (2, 4, 3)
+    ]
+    gradients = []
+    for parts in ([groups], [groups[:1], groups[1:]], [groups[2:], groups[:2]]):
+        MODEL.zero_grad()
+        for part in parts:
+            reward_loss(BradleyTerry().build())(MODEL, preference_batch(part, pad_id=259)).total.backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in MODEL.parameters()]))
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-6)
+    assert torch.allclose(gradients[0], gradients[2], atol=1e-6)
+    assert gradients[0].abs().max() > 0.01
+
+
 def test_a_share_of_the_loss_is_taken_at_every_token_from_where_the_answers_part() -> None:
-    model = ModelConfig(vocab_size=260, width=32, depth=1, head="scalar", attention=GroupedQuery(heads=2)).build(seed=1)
-    ids = torch.tensor(
-        [[256, 7, 1, 2, 3, 259], [256, 5, 6, 259, 259, 259], [256, 7, 9, 2, 259, 259], [256, 4, 6, 8, 8, 8]]
-    )
-    batch = PairBatch(ids, torch.tensor([5, 3, 4, 6]), torch.full((2,), NONE))
-    scores = model(ids).squeeze(-1).tolist()
+    rows = [[256, 7, 1, 2, 3], [256, 7, 9, 2], [256, 5, 6], [256, 4, 6, 8, 8, 8]]
+    scores = [MODEL(torch.tensor([row]))[0, :, 0].tolist() for row in rows]
 
     def cost(chosen: int, rejected: int, place: int, other_place: int) -> float:
         return math.log1p(math.exp(scores[rejected][other_place] - scores[chosen][place]))
 
-    first = 0.6 * cost(0, 2, 4, 3) + 0.4 * (cost(0, 2, 2, 2) + cost(0, 2, 3, 3)) / 2
-    second = 0.6 * cost(1, 3, 2, 5) + 0.4 * (cost(1, 3, 1, 1) + cost(1, 3, 2, 2)) / 2
-    found = reward_loss(BradleyTerry().build(), token_share=0.4)(model, batch)
+    first = 0.6 * cost(0, 1, 4, 3) + 0.4 * (cost(0, 1, 2, 2) + cost(0, 1, 3, 3)) / 2
+    second = 0.6 * cost(2, 3, 2, 5) + 0.4 * (cost(2, 3, 1, 1) + cost(2, 3, 2, 2)) / 2
+    batch = batch_of((rows[0], rows[1]), (rows[2], rows[3]))
+    found = reward_loss(BradleyTerry().build(), token_share=0.4)(MODEL, batch)
     assert found.total.item() == pytest.approx(first + second, abs=1e-6)
     assert found.count == 2
 
 
 def test_junk_in_padding_changes_neither_loss_nor_gradient() -> None:
-    model = ModelConfig(vocab_size=260, width=32, depth=1, head="scalar", attention=GroupedQuery(heads=2)).build(seed=1)
-    ids = torch.tensor([[256, 7, 1, 2], [256, 7, 9, 259]])
-    junk = torch.tensor([[256, 7, 1, 2], [256, 7, 9, 30]])
+    batch = batch_of(([256, 7, 1, 2], [256, 7, 9]), ([256, 1, 2, 3, 4, 5, 6], [256, 9]))
+    assert (batch.layout.trees == 0).any()
+    junk = torch.where(batch.layout.trees == 0, 77, batch.ids)
     found = []
-    for rows in (ids, junk):
-        model.zero_grad()
-        batch = PairBatch(rows, torch.tensor([4, 3]), torch.full((1,), NONE))
-        loss = reward_loss(BradleyTerry().build(), token_share=0.5)(model, batch).total
+    for ids in (batch.ids, junk):
+        MODEL.zero_grad()
+        dirty = batch._replace(layout=batch.layout._replace(ids=ids))
+        loss = reward_loss(BradleyTerry().build(), token_share=0.5)(MODEL, dirty).total
         loss.backward()
-        found.append((loss.item(), [parameter.grad.clone() for parameter in model.blocks.parameters()]))
+        found.append((loss.item(), [parameter.grad.clone() for parameter in MODEL.blocks.parameters()]))
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-7)
     assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(found[0][1], found[1][1], strict=True))
 

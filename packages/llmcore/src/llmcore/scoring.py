@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from llmcore.batching import pad_rows
+from llmcore.branches import Layout, row_states
 from llmcore.chat import render_chat
 from llmcore.checkpoint import load_checkpoint
 from llmcore.config import Config, first_problem
@@ -72,11 +73,14 @@ def load_scorer(folder: Path, *, device: torch.device | str = "cpu", dtype: torc
     return Scorer(model, tokenizer, manifest, read_scale(folder))
 
 
-def scored_row(prompt: Sequence[Message], answer: str, tokenizer: Tokenizer) -> list[int]:
-    """The tokens that are scored: the rendered conversation up to the end-of-turn after `answer`, nothing after it."""
+def scored_row(prompt: Sequence[Message], answer: str, tokenizer: Tokenizer, *, ended: bool = True) -> list[int]:
+    """The tokens that are scored: the rendered conversation up to the end-of-turn after `answer`, nothing after it.
+
+    An answer that was stopped by length has not `ended`, and has no end-of-turn.
+    """
     rendered = render_chat([*prompt, Message(role="assistant", content=answer)], tokenizer)
     end = max(i for i, trained in enumerate(rendered.mask) if trained)
-    return rendered.ids[: end + 1]
+    return rendered.ids[: end + 1 if ended else end]
 
 
 def score_rows(model: Transformer, rows: Sequence[Sequence[int]], *, pad_id: int) -> Tensor:
@@ -107,6 +111,22 @@ def sequence_scores(model: Transformer, ids: Tensor, lengths: Tensor) -> Tensor:
     else:
         pooled = mean_attended(model.hidden(ids, attended=attended), attended)  # (B, D)
     return head_scores(model, pooled)
+
+
+def layout_scores(model: Transformer, layout: Layout) -> Tensor:
+    """The same of rows in a layout -> (N,), in float32, with gradient."""
+    states, places = row_states(model, layout)  # (M, D), (N, T)
+    if model.config.attention.sight().causal:
+        last = places.gather(1, (layout.lengths - 1).unsqueeze(1)).squeeze(1)
+        return head_scores(model, states[last])
+    attended = torch.arange(places.shape[1], device=places.device) < layout.lengths.unsqueeze(1)
+    return head_scores(model, mean_attended(states[places], attended))
+
+
+def layout_token_scores(model: Transformer, layout: Layout) -> Tensor:
+    """The score after every token of each row -> (N, T), in float32, with gradient; any number beyond a row's end."""
+    states, places = row_states(model, layout)
+    return head_scores(model, states)[places]
 
 
 def head_scores(model: Transformer, hidden: Tensor) -> Tensor:

@@ -1,85 +1,139 @@
-"""Pairs of answers to rows of tokens and batches: which pairs a step sees is a function of (seed, step) alone."""
+"""Preferences to rows of tokens and batches: which prompts a step sees is a function of (seed, step) alone."""
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from llmcore.batching import LengthBuckets, pad_rows
+from llmcore.batching import LengthBuckets
+from llmcore.branches import lay_out, shared_length
 from llmcore.errors import DataError
-from llmcore.records import Preference
+from llmcore.records import Message, Preference
 from llmcore.scoring import scored_row
 from llmcore.tokenizer import Tokenizer
 from llmcore.train.config import TrainConfig
 from llmcore.train.source import SourceState
 from llmreward.config import RewardData
-from llmreward.loss import PairBatch
+from llmreward.loss import PreferenceBatch
 
 
-class Pair(NamedTuple):
-    """Two conversations with one prompt, as tokens."""
+class Comparison(NamedTuple):
+    """Which of a group's answers is better than which."""
 
-    chosen: list[int]
-    rejected: list[int]
-    margin: float
+    better: int
+    worse: int
+    margin: float = math.nan
     """NaN where the data gives none."""
 
 
-class Pairs(NamedTuple):
-    """Tokenized pairs, and what became of the others: counts by reason."""
+class Group(NamedTuple):
+    """Answers to one prompt as rows of tokens, each once, and the comparisons among them."""
 
-    kept: list[Pair]
-    sources: list[int]
-    """The number of each kept pair's record."""
+    rows: list[list[int]]
+    comparisons: list[Comparison]
+
+
+class Groups(NamedTuple):
+    """Tokenized preferences, and what became of the pairs: counts by reason."""
+
+    kept: list[Group]
     counts: Mapping[str, int]
 
 
-def tokenize_pairs(records: Sequence[Preference], tokenizer: Tokenizer, *, data: RewardData, context: int) -> Pairs:
-    """Render both sides of each preference; pairs that cannot be told apart, or are too long, are counted by reason."""
+def tokenize_groups(records: Sequence[Preference], tokenizer: Tokenizer, *, data: RewardData, context: int) -> Groups:
+    """Render the answers of each prompt; pairs that cannot be told apart, or are too long, are counted by reason."""
     limit = min(data.max_length or context, context)
-    kept: list[Pair] = []
-    sources: list[int] = []
-    counts: Counter[str] = Counter()
-    for number, record in enumerate(records):
-        chosen, rejected = (scored_row(record.prompt, side, tokenizer) for side in (record.chosen, record.rejected))
-        if max(len(chosen), len(rejected)) > limit:
-            if data.long == "drop":
-                counts["dropped_too_long"] += 1
-                continue
-            counts["cut"] += 1
-            chosen, rejected = cut_pair(chosen, rejected, limit=limit, keep_first=tokenizer.bos_id is not None)
-        if chosen == rejected:
-            counts["dropped_equal"] += 1
-            continue
-        kept.append(Pair(chosen, rejected, math.nan if record.margin is None else record.margin))
-        sources.append(number)
-    counts["pairs"] = len(kept)
-    return Pairs(kept, sources, dict(counts))
+    kept: list[Group] = []
+    counts: Counter[str] = Counter({"pairs": 0})
+    for together in by_prompt(records, data) if data.group == "prompt" else ([record] for record in records):
+        group = Group([], [])
+        numbers: dict[str, int] = {}
+        prompt = together[0].prompt
+        for record in together:
+            better, worse = (
+                numbered(side, prompt, tokenizer, numbers, group) for side in (record.chosen, record.rejected)
+            )
+            margin = math.nan if record.margin is None else record.margin
+            group.comparisons.append(Comparison(better, worse, margin))
+        group = within(limit, group, data=data, keep_first=tokenizer.bos_id is not None, counts=counts)
+        counts["pairs"] += len(group.comparisons)
+        kept += [group] if group.comparisons else []
+    counts["prompts"] = len(kept)
+    return Groups(kept, {name: count for name, count in counts.items() if count or name in ("pairs", "prompts")})
 
 
-def cut_pair(chosen: list[int], rejected: list[int], *, limit: int, keep_first: bool) -> tuple[list[int], list[int]]:
-    """Cut both sides alike: answers lose their ends, the shared beginning loses its start, to `limit` tokens.
+def by_prompt(records: Sequence[Preference], data: RewardData) -> Iterator[list[Preference]]:
+    """The pairs of each prompt together, of at most `data.answers` different answers."""
+    prompts: dict[tuple[Message, ...], list[Preference]] = {}
+    for record in records:
+        prompts.setdefault(record.prompt, []).append(record)
+    for pairs in prompts.values():
+        together: list[Preference] = []
+        answers: set[str] = set()
+        for pair in pairs:
+            more = answers | {pair.chosen, pair.rejected}
+            if together and len(more) > data.answers:
+                yield together
+                together, more = [], {pair.chosen, pair.rejected}
+            together.append(pair)
+            answers = more
+        yield together
 
-    A quarter of the limit is kept for the end of what both share. An answer without its end has no end-of-turn, as a
+
+def numbered(
+    answer: str, prompt: Sequence[Message], tokenizer: Tokenizer, numbers: dict[str, int], group: Group
+) -> int:
+    """The number of an answer in its group, to which it is added the first time."""
+    if answer not in numbers:
+        numbers[answer] = len(group.rows)
+        group.rows.append(scored_row(prompt, answer, tokenizer))
+    return numbers[answer]
+
+
+def within(limit: int, group: Group, *, data: RewardData, keep_first: bool, counts: Counter[str]) -> Group:
+    """The group with rows of at most `limit` tokens, and without comparisons that say nothing."""
+    rows, comparisons = group
+    long = [len(row) > limit for row in rows]
+    if any(long) and data.long == "drop":
+        comparisons, dropped = divide(comparisons, lambda one: not long[one.better] and not long[one.worse])
+        counts["dropped_too_long"] += dropped
+    elif any(long):
+        counts["cut"] += len(comparisons)
+        rows = cut_rows(rows, limit=limit, keep_first=keep_first)
+    comparisons, dropped = divide(comparisons, lambda one: rows[one.better] != rows[one.worse])
+    counts["dropped_equal"] += dropped
+    used = sorted({n for one in comparisons for n in (one.better, one.worse)})
+    place = {n: number for number, n in enumerate(used)}
+    return Group(
+        [rows[n] for n in used],
+        [Comparison(place[one.better], place[one.worse], one.margin) for one in comparisons],
+    )
+
+
+def divide(comparisons: Sequence[Comparison], keep: Callable[[Comparison], bool]) -> tuple[list[Comparison], int]:
+    """The comparisons to keep, and how many others there are."""
+    kept = [one for one in comparisons if keep(one)]
+    return kept, len(comparisons) - len(kept)
+
+
+def cut_rows(rows: Sequence[list[int]], *, limit: int, keep_first: bool) -> list[list[int]]:
+    """Cut all rows alike: answers lose their ends, the shared beginning loses its start, to `limit` tokens.
+
+    A quarter of the limit is kept for the end of what all share. An answer without its end has no end-of-turn, as a
     completion that was stopped by length has none.
     """
-    shared = shared_length(chosen, rejected)
+    shared = shared_length(rows)
     first = int(keep_first and shared > 0)
     room = limit - min(shared, max(limit // 4, first + 1))
-    tails = [side[shared : shared + room] for side in (chosen, rejected)]
+    tails = [row[shared : shared + room] for row in rows]
     left = limit - max(len(tail) for tail in tails)
     start = max(shared - (left - first), first)
-    head = chosen[:first] + chosen[start:shared]
-    return head + tails[0], head + tails[1]
-
-
-def shared_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens both rows begin with alike."""
-    same = (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b)
-    return next(same, min(len(left), len(right)))
+    head = rows[0][:first] + rows[0][start:shared]
+    return [head + tail for tail in tails]
 
 
 def check_dropped(counts: Mapping[str, int], *, allowed: float) -> None:
@@ -98,17 +152,17 @@ def check_dropped(counts: Mapping[str, int], *, allowed: float) -> None:
 
 
 class PreferenceBatches:
-    """Batches of pairs of similar length, each pair once per epoch in an order drawn anew."""
+    """Batches of prompts of similar length, each prompt once per epoch in an order drawn anew."""
 
-    def __init__(self, pairs: Sequence[Pair], *, pad_id: int, context: int, train: TrainConfig) -> None:
-        self.pairs = pairs
+    def __init__(self, groups: Sequence[Group], *, pad_id: int, share: bool, train: TrainConfig) -> None:
+        self.groups = groups
         self.pad_id = pad_id
-        self.context = context
+        self.share = share
         self.train = train
-        lengths = [max(len(pair.chosen), len(pair.rejected)) for pair in pairs]
+        lengths = [max(map(len, group.rows)) for group in groups]
         self.buckets = LengthBuckets(lengths, batch=train.batch, seed=train.seed)
 
-    def steps_from(self, start: int, state: SourceState | None = None) -> Iterator[Sequence[PairBatch]]:  # noqa: ARG002
+    def steps_from(self, start: int, state: SourceState | None = None) -> Iterator[Sequence[PreferenceBatch]]:  # noqa: ARG002
         """Yield each step's micro-batches, for ever, from step `start`."""
         step = start
         while True:
@@ -119,22 +173,33 @@ class PreferenceBatches:
         """Nothing: the step number is all that a resume needs."""
         return None
 
-    def micro_batches(self, step: int) -> list[PairBatch]:
+    def micro_batches(self, step: int) -> list[PreferenceBatch]:
         """The micro-batches of one optimizer step."""
         rows = self.buckets.rows_of(step)
         size = self.train.rows
         return [self.batch_of(rows[i : i + size]) for i in range(0, len(rows), size)]
 
-    def batch_of(self, numbers: np.ndarray) -> PairBatch:
-        pairs = [self.pairs[number] for number in numbers]
-        return pair_batch(pairs, pad_id=self.pad_id, context=self.context)
+    def batch_of(self, numbers: np.ndarray) -> PreferenceBatch:
+        """The batch of some groups, by number."""
+        return preference_batch([self.groups[number] for number in numbers], pad_id=self.pad_id, share=self.share)
 
 
-def pair_batch(pairs: Sequence[Pair], *, pad_id: int, context: int) -> PairBatch:
-    """Both sides of some pairs in one batch, (2B, T)."""
-    rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    return PairBatch(
-        ids=pad_rows(rows, value=pad_id)[:, :context],
-        lengths=torch.tensor([len(row) for row in rows]),
-        margins=torch.tensor([pair.margin for pair in pairs], dtype=torch.float32),
+def preference_batch(groups: Sequence[Group], *, pad_id: int, share: bool = True) -> PreferenceBatch:
+    """All answers of some prompts, laid out for one forward; `share` reads each prompt once."""
+    starts = np.cumsum([0, *(len(group.rows) for group in groups)]).tolist()
+    families = [range(start, end) for start, end in itertools.pairwise(starts)]
+    layout = lay_out([row for group in groups for row in group.rows], families, pad_id=pad_id, share=share)
+    pairs = [
+        (start + one.better, start + one.worse, one.margin, 1 / len(group.comparisons))
+        for start, group in zip(starts, groups, strict=False)
+        for one in group.comparisons
+    ]
+    better, worse, margins, weights = zip(*pairs, strict=True)
+    return PreferenceBatch(
+        layout,
+        better=torch.tensor(better),
+        worse=torch.tensor(worse),
+        margins=torch.tensor(margins, dtype=torch.float32),
+        weights=torch.tensor(weights, dtype=torch.float32),
+        prompts=len(groups),
     )

@@ -7,6 +7,7 @@ from pydantic import Field
 from llmcore.config import Config
 from llmcore.train.config import TrainConfig
 from llmreward.loss import AnyPreferenceLoss, BradleyTerry
+from llmreward.trunk import AnyTrunk, BaseTrunk
 
 
 class RewardInputs(Config):
@@ -25,6 +26,10 @@ class RewardData(Config):
     """Longest conversation in tokens; the model's context if absent."""
     long: Literal["cut", "drop"] = "cut"
     """A pair that is too long: cut (the prompt's beginning, then the answers' ends), or drop it."""
+    group: Literal["prompt", "pair"] = "prompt"
+    """What is learned from at once: all comparisons of a prompt, each weighing 1 / their number, or each pair alone."""
+    answers: int = Field(default=16, ge=2)
+    """At most so many answers of one prompt are compared at once; of more, several groups are made."""
     max_dropped: float = Field(default=0.01, ge=0, le=1)
     """The share of pairs that may be dropped before the run refuses to start."""
 
@@ -49,6 +54,8 @@ class RewardConfig(Config):
     """What the run is made from; each has an option of the same name."""
     data: RewardData = RewardData()
     """How preferences become rows of tokens."""
+    trunk: AnyTrunk = BaseTrunk()
+    """What reads a conversation: the base as it is, the base made an encoder, or a new model."""
     loss: AnyPreferenceLoss = BradleyTerry()
     """How the two scores of a pair become a loss."""
     token_share: float = Field(default=0.0, ge=0, lt=1)
@@ -56,4 +63,4 @@ class RewardConfig(Config):
     normalize: Normalization = Normalization()
     """What the scale of the finished reward is measured on."""
     train: TrainConfig = TrainConfig(steps=800, batch=16, lr=5e-4)
-    """The optimization; `batch` counts pairs."""
+    """The optimization; `batch` counts prompts (pairs, with data.group = "pair")."""

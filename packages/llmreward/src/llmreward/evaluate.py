@@ -1,23 +1,27 @@
 """How good a reward model is on held-out pairs, beside the ruler that the longer answer wins."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from llmcore import intervals
 from llmcore.errors import DataError
+from llmcore.intervals import Interval
 from llmcore.model.transformer import Transformer
 from llmcore.scoring import Scorer, score_rows
-from llmreward.batches import Pair, tokenize_pairs
+from llmreward.batches import Group, tokenize_groups
 from llmreward.config import RewardData
+from llmreward.invariance import INVARIANT, TELLING, probe
 from llmreward.preferences import load_preferences
 
 BINS = 10
 PROBES = 32
-"""Conversations whose rewards are compared alone, in company and in another order."""
+"""Prompts whose answers are scored alone, in company, in another order and with other padding."""
+EDGES = (0, 8, 32, 128)
+"""Differences of length, in tokens, after which another bucket begins."""
 
 
 class Proportion(NamedTuple):
@@ -30,11 +34,13 @@ class Proportion(NamedTuple):
 
 
 class Bin(NamedTuple):
-    """One bar of a reliability curve: how sure the model was, and how often right."""
+    """One bar of a reliability curve: how sure the model was, and how often right, with its interval."""
 
     confidence: float
     accuracy: float
     pairs: int
+    low: float
+    high: float
 
 
 class PairScores(NamedTuple):
@@ -47,15 +53,15 @@ class PairScores(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What held-out pairs say about a reward model."""
+    """What held-out pairs say about a reward model; intervals are of 95 % and take pairs for independent."""
 
     accuracy: Proportion
     """Pairs whose chosen answer scores strictly higher: a tie is wrong."""
     ruler: Proportion
     """The same if the longer answer won; two of equal length count one half."""
-    loss: float
-    """Mean -log σ(r_chosen - r_rejected); ln 2 is a coin."""
-    margin: float
+    loss: Interval
+    """Mean -log σ(r_chosen - r_rejected), the negative log-likelihood (NLL); ln 2 is a coin."""
+    margin: Interval
     """Mean r_chosen - r_rejected, in the logits that training fits."""
     calibration_error: float
     """Expected calibration error (ECE) of σ(|margin|) over ten bins."""
@@ -63,9 +69,11 @@ class Report(NamedTuple):
     """The bins that hold any pair."""
     by_length: dict[str, Proportion]
     """Accuracy where the chosen answer is shorter, as long, and longer."""
-    length_correlation: float
+    by_difference: dict[str, Proportion]
+    """Accuracy by how many tokens longer (+) or shorter (-) the chosen answer is."""
+    length_correlation: Interval
     """Pearson's r of score and length over all answers."""
-    margin_length_correlation: float
+    margin_length_correlation: Interval
     """Pearson's r of the differences of score and of length: what length explains within a prompt."""
 
 
@@ -79,30 +87,49 @@ class Evaluation(NamedTuple):
 
 def evaluate_file(scorer: Scorer, path: Path, *, limit: int | None = None) -> Evaluation:
     """Score the held-out split of some preferences, cut to length as in training."""
-    data = RewardData.model_validate(scorer.manifest.config.get("data", {}))
-    preferences = load_preferences(path, "valid")
-    context = scorer.model.config.context
-    pairs = tokenize_pairs(preferences.records[:limit], scorer.tokenizer, data=data, context=context)
-    if not pairs.kept:
-        raise DataError(f"{path} has no held-out pair to score", hint="give preferences of two prompts or more")
+    groups, counts = held_out_groups(scorer, path, limit=limit)
     return Evaluation(
-        report=evaluate_pairs(scorer.model, pairs.kept, pad_id=scorer.tokenizer.pad_id),
-        invariance=invariance(scorer, [pair.chosen for pair in pairs.kept[:PROBES]]),
-        counts={**pairs.counts, **preferences.unusable},
+        report=evaluate_groups(scorer.model, groups, pad_id=scorer.tokenizer.pad_id),
+        invariance=probe(scorer, groups[:PROBES]),
+        counts=counts,
     )
 
 
-def evaluate_pairs(model: Transformer, pairs: Sequence[Pair], *, pad_id: int) -> Report:
-    """Score both sides of each pair and report."""
-    return report(score_pairs(model, pairs, pad_id=pad_id))
+def held_out_groups(scorer: Scorer, path: Path, *, limit: int | None = None) -> tuple[list[Group], dict[str, int]]:
+    """The held-out split as the reward model was trained to read it, and what became of its rows."""
+    data = RewardData.model_validate(scorer.manifest.config.get("data", {}))
+    preferences = load_preferences(path, "valid")
+    context = scorer.model.config.context
+    groups = tokenize_groups(preferences.records[:limit], scorer.tokenizer, data=data, context=context)
+    if not groups.kept:
+        raise DataError(f"{path} has no held-out pair to score", hint="give preferences of two prompts or more")
+    return groups.kept, {**groups.counts, **preferences.unusable}
 
 
-def score_pairs(model: Transformer, pairs: Sequence[Pair], *, pad_id: int) -> PairScores:
-    """Raw scores of both sides, by the path that reinforcement learning uses."""
-    rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+def evaluate_groups(model: Transformer, groups: Sequence[Group], *, pad_id: int) -> Report:
+    """Score every answer once and report on all comparisons."""
+    return report(score_groups(model, groups, pad_id=pad_id))
+
+
+def score_groups(model: Transformer, groups: Sequence[Group], *, pad_id: int) -> PairScores:
+    """Raw scores of both sides of each comparison, by the path that reinforcement learning uses."""
+    rows = [row for group in groups for row in group.rows]
     scores = score_rows(model, rows, pad_id=pad_id).double().numpy()
+    better, worse = comparisons_of(groups)
     lengths = np.array([len(row) for row in rows])
-    return PairScores(*np.split(scores, 2), *np.split(lengths, 2))
+    return PairScores(scores[better], scores[worse], lengths[better], lengths[worse])
+
+
+def comparisons_of(groups: Sequence[Group]) -> tuple[np.ndarray, np.ndarray]:
+    """(better, worse) of all comparisons, each the number of an answer among those of all groups."""
+    starts = np.cumsum([0, *(len(group.rows) for group in groups)]).tolist()
+    pairs = [
+        (start + one.better, start + one.worse)
+        for start, group in zip(starts, groups, strict=False)
+        for one in group.comparisons
+    ]
+    better, worse = np.array(pairs).T
+    return better, worse
 
 
 def report(scores: PairScores) -> Report:
@@ -114,17 +141,28 @@ def report(scores: PairScores) -> Report:
     return Report(
         accuracy=share(margins > 0),
         ruler=proportion(float((longer > 0).sum() + (longer == 0).sum() / 2), len(longer)),
-        loss=float(np.logaddexp(0, -margins).mean()),
-        margin=float(margins.mean()),
+        loss=intervals.mean(np.logaddexp(0, -margins)),
+        margin=intervals.mean(margins),
         calibration_error=calibration_error,
         reliability=reliability,
         by_length={name: share(margins[group] > 0) for name, group in groups.items() if group.any()},
+        by_difference={name: share(margins[group] > 0) for name, group in buckets(longer)},
         length_correlation=correlation(
             np.concatenate([scores.chosen, scores.rejected]),
             np.concatenate([scores.chosen_length, scores.rejected_length]),
         ),
         margin_length_correlation=correlation(margins, longer),
     )
+
+
+def buckets(longer: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """The pairs of each difference of length, from much shorter to much longer; empty buckets are left out."""
+    bounds = [(low + 1, high) for low, high in zip(EDGES, (*EDGES[1:], None), strict=True)]
+    names = [f"{low}…{high}" if high else f"{low}…" for low, high in bounds]
+    sizes = [(abs(longer) >= low) & (abs(longer) <= (high or np.inf)) for low, high in bounds]
+    shorter = [(f"-{name}", size & (longer < 0)) for name, size in zip(names, sizes, strict=True)]
+    above = [(f"+{name}", size & (longer > 0)) for name, size in zip(names, sizes, strict=True)]
+    yield from ((name, here) for name, here in [*shorter[::-1], ("0", longer == 0), *above] if here.any())
 
 
 def proportion(right: float, count: int) -> Proportion:
@@ -141,44 +179,42 @@ def calibration(margins: np.ndarray) -> tuple[float, tuple[Bin, ...]]:
     confidence = 1 / (1 + np.exp(-np.abs(margins)))
     right = margins > 0
     places = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
-    bins = tuple(
-        Bin(float(confidence[here].mean()), float(right[here].mean()), int(here.sum()))
-        for here in (places == place for place in range(BINS))
-        if here.any()
-    )
+    inside = [places == place for place in range(BINS)]
+    bins = tuple(reliability_bin(confidence[here], right[here]) for here in inside if here.any())
     error = sum(bar.pairs * abs(bar.accuracy - bar.confidence) for bar in bins) / max(len(margins), 1)
     return error, bins
 
 
-def correlation(left: np.ndarray, right: np.ndarray) -> float:
-    """Pearson's r; 0 where one of the two does not vary."""
+def reliability_bin(confidence: np.ndarray, right: np.ndarray) -> Bin:
+    accuracy, low, high, pairs = share(right)
+    return Bin(float(confidence.mean()), accuracy, pairs, low, high)
+
+
+def correlation(left: np.ndarray, right: np.ndarray) -> Interval:
+    """Pearson's r with the interval of Fisher's z (1921); 0 where one of the two does not vary."""
     if len(left) < 2 or left.std() == 0 or right.std() == 0:
-        return 0.0
-    return float(np.corrcoef(left, right)[0, 1])
-
-
-def invariance(scorer: Scorer, rows: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Largest change of a reward by what must not change it: its company, its order, and the ids in the padding."""
-    together = scorer.score(rows)
-    alone = torch.cat([scorer.score([row]) for row in rows])
-    backwards = scorer.score(list(reversed(rows))).flip(0)
-    pads = [score_rows(scorer.model, rows, pad_id=pad_id) for pad_id in (0, scorer.tokenizer.vocab_size - 1)]
-    return {
-        "padding": float((together - alone).abs().max()),
-        "order": float((together - backwards).abs().max()),
-        "pad_id": float((pads[0] - pads[1]).abs().max()) * scorer.scale.gain,
-    }
+        return Interval(0.0, -1.0, 1.0)
+    r = float(np.clip(np.corrcoef(left, right)[0, 1], -1, 1))
+    if len(left) < 4 or abs(r) > 1 - 1e-12:
+        return Interval(r, -1.0, 1.0) if len(left) < 4 else Interval(r, r, r)
+    half = intervals.Z_95 / math.sqrt(len(left) - 3)
+    return Interval(r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half))
 
 
 def as_json(evaluation: Evaluation) -> dict[str, object]:
     """Every figure, for machines."""
     found = evaluation.report
     return {
-        **found._asdict(),
         "accuracy": found.accuracy._asdict(),
         "ruler": found.ruler._asdict(),
+        "loss": found.loss._asdict(),
+        "margin": found.margin._asdict(),
+        "calibration_error": found.calibration_error,
         "reliability": [bar._asdict() for bar in found.reliability],
         "by_length": {name: accuracy._asdict() for name, accuracy in found.by_length.items()},
+        "by_difference": {name: accuracy._asdict() for name, accuracy in found.by_difference.items()},
+        "length_correlation": found.length_correlation._asdict(),
+        "margin_length_correlation": found.margin_length_correlation._asdict(),
         "invariance": evaluation.invariance,
         "counts": dict(evaluation.counts),
     }
@@ -189,16 +225,23 @@ def lines(evaluation: Evaluation) -> Iterator[str]:
     found = evaluation.report
     yield f"accuracy               {in_words(found.accuracy)}   (ties are wrong)"
     yield f"'longer answer wins'   {in_words(found.ruler)}"
-    for name, accuracy in found.by_length.items():
-        yield f"  chosen is {name.replace('_', ' '):<10} {in_words(accuracy)}"
-    yield f"loss {found.loss:.4f} (a coin: 0.6931) · margin {found.margin:+.3f} · ECE {found.calibration_error:.3f}"
+    if found.accuracy.low <= found.ruler.value:
+        yield "  the model is not surely better than this ruler"
+    yield "accuracy by how many tokens longer (+) or shorter (-) the chosen answer is"
+    for name, accuracy in found.by_difference.items():
+        yield f"  {name:<20} {in_words(accuracy)}"
+    yield f"NLL {found.loss} (a coin: 0.6931) · margin {found.margin} · ECE {found.calibration_error:.3f}"
     of_answers, of_pairs = found.length_correlation, found.margin_length_correlation
-    yield f"correlation of reward and length {of_answers:+.2f}, of their differences in a pair {of_pairs:+.2f}"
+    yield f"correlation of reward and length {of_answers}, of their differences in a pair {of_pairs}"
     for bar in found.reliability:
         yield f"  sure {bar.confidence:.2f} · right {bar.accuracy:.2f} {'█' * round(20 * bar.accuracy)} ({bar.pairs:,})"
-    changes = ", ".join(f"{name} {value:.1e}" for name, value in evaluation.invariance.items())
-    yield f"the reward changes by: {changes}"
+    yield f"what must not change a reward changes it by: {in_figures(evaluation.invariance, INVARIANT)}"
+    yield f"what may: {in_figures(evaluation.invariance, TELLING)}"
     yield ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in evaluation.counts.items())
+
+
+def in_figures(values: Mapping[str, float], names: Sequence[str]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {values[name]:.2g}" for name in names)
 
 
 def in_words(share: Proportion) -> str:

@@ -1,4 +1,4 @@
-"""Losses on pairs of answers: how the score of the better one should stand to that of the worse.
+"""Losses on comparisons of answers: how the score of the better one should stand to that of the worse.
 
 With d = r_chosen - r_rejected and a margin m >= 0 that is each pair's own where the data gives one:
 
@@ -16,24 +16,36 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from llmcore.branches import Layout, plain_rows
 from llmcore.extensions import Part, part
 from llmcore.losses import Loss
 from llmcore.model.transformer import Transformer
-from llmcore.scoring import head_scores, sequence_scores
+from llmcore.scoring import layout_scores, layout_token_scores
 
 PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(chosen (B,), rejected (B,), margins (B,)) -> (B,); a margin that the data does not give is NaN."""
 
 
-class PairBatch(NamedTuple):
-    """Pairs whose two sides pass the model together: the first B rows are chosen, the next B rejected."""
+class PreferenceBatch(NamedTuple):
+    """Answers to some prompts, each once, and the comparisons among those of one prompt."""
 
-    ids: Tensor
-    """(2B, T), padded on the right."""
-    lengths: Tensor
-    """(2B,) real tokens of each row."""
+    layout: Layout
+    """The rows of N answers, laid out so that a prompt is read once."""
+    better: Tensor
+    """(P,) long: the number of each comparison's better answer."""
+    worse: Tensor
+    """(P,) long: the number of its worse answer."""
     margins: Tensor
-    """(B,) float32, NaN where the data gives none."""
+    """(P,) float32, NaN where the data gives none."""
+    weights: Tensor
+    """(P,) float32: 1 / the comparisons of that prompt."""
+    prompts: int
+    """Groups of comparisons, which is what a loss is averaged over."""
+
+    @property
+    def ids(self) -> Tensor:
+        """(R, S): what one forward reads."""
+        return self.layout.ids
 
 
 class PreferenceLoss(Part):
@@ -87,50 +99,50 @@ AnyPreferenceLoss = Annotated[
 ]
 
 
-def reward_loss(pair_loss: PairLoss, *, token_share: float = 0.0) -> Callable[[nn.Module, PairBatch], Loss]:
-    """The loss of a batch of pairs for the training loop: a sum over pairs, and their number.
+def reward_loss(pair_loss: PairLoss, *, token_share: float = 0.0) -> Callable[[nn.Module, PreferenceBatch], Loss]:
+    """The loss of a batch for the training loop: a sum over prompts, and their number.
 
-    `token_share` of each pair's loss is the mean loss over the tokens from where its two answers part.
+    A prompt's loss is the mean over its comparisons, C(K, 2) of them where K answers are ranked (Ouyang et al. 2022,
+    equation 1). `token_share` of each comparison's loss is the mean over the tokens from where its two answers part.
     """
 
-    def loss(model: nn.Module, batch: PairBatch) -> Loss:
+    def loss(model: nn.Module, batch: PreferenceBatch) -> Loss:
         assert isinstance(model, Transformer), f"a {type(model).__name__} has no scores"
         if token_share:
-            every = head_scores(model, model.hidden(batch.ids))  # (2B, T)
-            chosen, rejected = every.gather(1, (batch.lengths - 1).unsqueeze(1)).squeeze(1).chunk(2)
-            at_tokens = token_loss(pair_loss, every, batch)
-            losses = (1 - token_share) * pair_loss(chosen, rejected, batch.margins) + token_share * at_tokens
+            every = layout_token_scores(model, batch.layout)  # (N, T)
+            scores = every.gather(1, (batch.layout.lengths - 1).unsqueeze(1)).squeeze(1)  # (N,)
         else:
-            chosen, rejected = sequence_scores(model, batch.ids, batch.lengths).chunk(2)  # (B,), (B,)
-            losses = pair_loss(chosen, rejected, batch.margins)
-        return Loss(losses.sum(), len(losses), pair_metrics(chosen, rejected))
+            scores = layout_scores(model, batch.layout)  # (N,)
+        better, worse = scores[batch.better], scores[batch.worse]  # (P,), (P,)
+        losses = pair_loss(better, worse, batch.margins)
+        if token_share:
+            losses = (1 - token_share) * losses + token_share * token_loss(pair_loss, every, batch)
+        check_shapes(losses, batch.weights)
+        return Loss((losses * batch.weights).sum(), batch.prompts, pair_metrics(better, worse))
 
     return loss
 
 
-def token_loss(pair_loss: PairLoss, scores: Tensor, batch: PairBatch) -> Tensor:
-    """Scores of all tokens (2B, T) -> (B,): each pair's mean loss from its first different token to the shorter end."""
-    ids, other_ids = batch.ids.chunk(2)  # (B, T)
-    begin = (ids != other_ids).long().argmax(1, keepdim=True)  # (B, 1)
-    end = torch.minimum(*batch.lengths.chunk(2)).unsqueeze(1)  # (B, 1)
-    place = torch.arange(ids.shape[1], device=ids.device)
-    inside = (place >= begin) & (place < end)  # (B, T)
-    chosen, rejected = scores.chunk(2)
+def token_loss(pair_loss: PairLoss, scores: Tensor, batch: PreferenceBatch) -> Tensor:
+    """Scores of all tokens (N, T) -> (P,): each comparison's mean from its first different token to the shorter end."""
+    ids, inside_row = plain_rows(batch.layout)  # (N, T), (N, T)
+    parted = (ids[batch.better] != ids[batch.worse]).cumsum(1) > 0  # (P, T)
+    inside = parted & inside_row[batch.better] & inside_row[batch.worse]
     margins = batch.margins.unsqueeze(1).expand_as(inside)
-    losses = torch.zeros_like(chosen)
-    losses[inside] = pair_loss(chosen[inside], rejected[inside], margins[inside])
+    losses = torch.zeros(inside.shape, dtype=scores.dtype, device=scores.device)
+    losses[inside] = pair_loss(scores[batch.better][inside], scores[batch.worse][inside], margins[inside])
     return losses.sum(1) / inside.sum(1).clamp(min=1)
 
 
 @torch.no_grad()
 def pair_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, tuple[float, int]]:
-    """Sums over pairs (B,), and their number, of what a person watches; a tie is wrong."""
+    """Sums over comparisons (P,), and their number, of what a person watches; a tie is wrong."""
     figures = torch.stack([(chosen > rejected).float(), chosen - rejected, chosen, rejected]).sum(1).tolist()
     names = ("accuracy", "margin", "chosen_reward", "rejected_reward")
     return {name: (total, len(chosen)) for name, total in zip(names, figures, strict=True)}
 
 
-def check_shapes(chosen: Tensor, rejected: Tensor, margins: Tensor) -> None:
+def check_shapes(*tensors: Tensor) -> None:
     """(B, 1) against (B,) would broadcast to (B, B) and still train, badly."""
-    shapes = [tuple(tensor.shape) for tensor in (chosen, rejected, margins)]
-    assert chosen.ndim == 1 and len(set(shapes)) == 1, f"chosen, rejected and margins have shapes {shapes}"
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    assert tensors[0].ndim == 1 and len(set(shapes)) == 1, f"scores, margins or weights have shapes {shapes}"

@@ -1,12 +1,29 @@
-"""Preferences from an artifact, a folder or a plain file, with what the file's rows left out."""
+"""Preferences from an artifact, a folder or a plain file, with what the file's rows left out.
+
+Beside the rows that `llmcore.records` knows, a row may rank more than two answers to its prompt, and stands for all the
+pairs that follow:
+
+    {"prompt": "…", "ranked": ["the best", "the second", "the worst"]}
+    {"prompt": "…", "completions": ["one", "another", "a third"], "scores": [3, 1, 3]}      equal scores say nothing
+"""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import combinations
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from llmcore.manifest import Manifest, describe_file
-from llmcore.records import Preference, load_records, rows_error, scan_records, split_records
+from llmcore.records import (
+    Preference,
+    Scanned,
+    load_records,
+    read_rows,
+    refuse_shared_prompts,
+    rows_error,
+    scan_row,
+    split_records,
+)
 
 
 class Preferences(NamedTuple):
@@ -18,14 +35,25 @@ class Preferences(NamedTuple):
 
 
 def load_preferences(path: Path, split: Literal["train", "valid"]) -> Preferences:
-    """One split; rows of a plain file that are well formed but say nothing (equal answers) are counted, not refused."""
-    if path.is_dir():
+    """One split; rows of plain files that are well formed but say nothing (equal answers) are counted, not refused."""
+    if path.is_dir() and (path / "manifest.json").exists():
         records, manifest = load_records(path, Preference, split)
         return Preferences(records, manifest, {})
+    if path.is_dir():
+        found = {name: scan_file(path / f"{name}.jsonl") for name in ("train", "valid")}
+        refuse_shared_prompts(path, found["train"][0], found["valid"][0])
+        return Preferences(found[split][0], describe_file(path / f"{split}.jsonl"), found[split][1])
+    records, unusable = scan_file(path)
+    train, valid = split_records(records)
+    return Preferences(train if split == "train" else valid, describe_file(path), unusable)
+
+
+def scan_file(path: Path) -> tuple[list[Preference], Mapping[str, int]]:
+    """The pairs of one file, and how many say nothing, by reason; all mistakes are reported together."""
     kept: list[Preference] = []
     problems: list[str] = []
     unusable: Counter[str] = Counter()
-    for row in scan_records(path, Preference):
+    for row in scan_pairs(path):
         if isinstance(row.record, Preference):
             kept.append(row.record)
         elif row.unusable:
@@ -34,5 +62,40 @@ def load_preferences(path: Path, split: Literal["train", "valid"]) -> Preference
             problems.append(f"{row.where}: {row.problem}")
     if problems:
         raise rows_error(path, problems, len(kept) + len(problems) + unusable.total())
-    train, valid = split_records(kept)
-    return Preferences(train if split == "train" else valid, describe_file(path), unusable)
+    return kept, unusable
+
+
+def scan_pairs(path: Path) -> Iterator[Scanned]:
+    """Each pair of a file, good or bad; a ranking gives all of its pairs."""
+    for where, row, problem in read_rows(path):
+        if problem:
+            yield Scanned(where, None, problem)
+        elif "ranked" in row or "completions" in row:
+            yield from scan_ranking(where, row)
+        else:
+            yield scan_row(where, row, Preference, {})
+
+
+def scan_ranking(where: str, row: Mapping[str, Any]) -> Iterator[Scanned]:
+    """The pairs of a ranked row: every answer is better than each that stands, or scores, below it."""
+    name = "ranked" if "ranked" in row else "completions"
+    answers = row[name]
+    if not isinstance(answers, list) or len(answers) < 2:
+        yield Scanned(where, None, f"{name}: expected a list of two answers or more")
+        return
+    scores = list(range(len(answers), 0, -1)) if name == "ranked" else row.get("scores")
+    if not isinstance(scores, list) or len(scores) != len(answers) or not all(map(is_number, scores)):
+        yield Scanned(where, None, f"scores: expected {len(answers)} numbers, one for each completion")
+        return
+    used = {"ranked"} if name == "ranked" else {"completions", "scores"}
+    rest = {key: value for key, value in row.items() if key not in used}
+    order = sorted(range(len(answers)), key=lambda n: -scores[n])
+    pairs = [(i, j) for i, j in combinations(order, 2) if scores[i] > scores[j]]
+    if not pairs:
+        yield Scanned(where, None, "scores: all the same", "equal_scores")
+    for i, j in pairs:
+        yield scan_row(where, {**rest, "chosen": answers[i], "rejected": answers[j]}, Preference, {})
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

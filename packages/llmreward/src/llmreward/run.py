@@ -19,14 +19,15 @@ from llmcore.scoring import SCALE_FILE, RewardScale, scale_bytes, scale_of, scor
 from llmcore.tokenizer import Tokenizer
 from llmcore.train.loop import fit
 from llmcore.train.run import Run
-from llmreward.batches import PreferenceBatches, check_dropped, tokenize_pairs
+from llmreward.batches import PreferenceBatches, check_dropped, tokenize_groups
 from llmreward.config import Normalization, RewardConfig
-from llmreward.evaluate import Report, evaluate_pairs
+from llmreward.evaluate import Report, evaluate_groups
 from llmreward.loss import reward_loss
 from llmreward.preferences import load_preferences
+from llmreward.trunk import without_dropout
 
-EVAL_PAIRS = 400
-"""Held-out pairs scored while training; the finished model meets all of them."""
+WATCHED = 400
+"""Held-out prompts scored while training; the finished model meets all of them."""
 
 
 def run(config: RewardConfig, out: Path, *, resume: str = "auto", json: bool = False, quiet: bool = False) -> Manifest:
@@ -35,14 +36,20 @@ def run(config: RewardConfig, out: Path, *, resume: str = "auto", json: bool = F
     data = Path(config.inputs.data) if config.inputs.data else builtin_data("preferences")
     torch.manual_seed(config.train.seed)
     start = load_checkpoint(base, expect="policy", head="scalar")
-    model, tokenizer = without_dropout(start.model), start.tokenizer
+    tokenizer = start.tokenizer
+    if config.normalize.prompts and not looks_back(start.model):
+        raise ConfigError(
+            f"{base} is an encoder, which answers no prompts to normalize the reward over",
+            hint="begin from a causal policy, or set normalize.prompts=0",
+        )
+    model = without_dropout(config.trunk.build(start.model, seed=config.train.seed))
     context = model.config.context
-    if config.token_share and not model.config.attention.sight().causal:
-        raise ConfigError("token_share needs a model that looks back only", hint="set token_share=0")
+    if config.token_share and not looks_back(model):
+        raise ConfigError("token_share needs a model that looks back only, not an encoder", hint="set token_share=0")
     train, valid = (load_preferences(data, split) for split in ("train", "valid"))
-    pairs = tokenize_pairs(train.records, tokenizer, data=config.data, context=context)
-    held_out = tokenize_pairs(valid.records, tokenizer, data=config.data, context=context).kept
-    counts = {**pairs.counts, **train.unusable}
+    groups = tokenize_groups(train.records, tokenizer, data=config.data, context=context)
+    held_out = tokenize_groups(valid.records, tokenizer, data=config.data, context=context)
+    counts = {**groups.counts, **train.unusable}
     check_dropped(counts, allowed=config.data.max_dropped)
     job = Run(
         out,
@@ -53,16 +60,18 @@ def run(config: RewardConfig, out: Path, *, resume: str = "auto", json: bool = F
         resume=resume,
         json=json,
         quiet=quiet,
-        facts={"pairs": facts_of(counts, held_out=len(held_out), config=config)},
+        facts={"pairs": facts_of(counts, held_out=held_out.counts["pairs"], config=config)},
         next_commands=[f"llmreward eval {out} --data {data}", f"llmrl ppo --policy {base} --reward {out}"],
     )
 
+    watched = held_out.kept[:WATCHED]
+
     def evaluate(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, Transformer)
-        return figures(evaluate_pairs(model, held_out[:EVAL_PAIRS], pad_id=tokenizer.pad_id)) if held_out else {}
+        return figures(evaluate_groups(model, watched, pad_id=tokenizer.pad_id)) if watched else {}
 
     with job:
-        source = PreferenceBatches(pairs.kept, pad_id=tokenizer.pad_id, context=context, train=config.train)
+        source = PreferenceBatches(groups.kept, pad_id=tokenizer.pad_id, share=looks_back(model), train=config.train)
         fit(
             model,
             source,
@@ -75,13 +84,13 @@ def run(config: RewardConfig, out: Path, *, resume: str = "auto", json: bool = F
             return job.finish(model)
         speed = model.activation_dtype
         model.activation_dtype = torch.float32  # as `load_scorer` will score
-        metrics = figures(evaluate_pairs(model, held_out, pad_id=tokenizer.pad_id)) if held_out else {}
+        metrics = figures(evaluate_groups(model, held_out.kept, pad_id=tokenizer.pad_id)) if held_out.kept else {}
         scale = measure_scale(model, tokenizer, base=base, records=train.records, config=config, dtype=speed)
         return job.finish(
             model,
             kind="reward",
             metrics={f"val_{name}": value for name, value in metrics.items()},
-            counts={**counts, "held_out_pairs": len(held_out)},
+            counts={**counts, "held_out_pairs": held_out.counts["pairs"]},
             extra_files={SCALE_FILE: scale_bytes(scale)},
         )
 
@@ -97,13 +106,14 @@ def measure_scale(
 ) -> RewardScale:
     """The scale under which answers of the base policy, sampled in `dtype`, have mean 0 and deviation 1."""
     settings = config.normalize
-    prompts = prompts_to_answer(records, tokenizer, settings=settings, context=model.config.context)
-    if not prompts:
-        return RewardScale()
     policy = load_checkpoint(base, expect="policy", device=next(model.parameters()).device).model
     policy.activation_dtype = dtype
+    context = min(model.config.context, policy.config.context)
+    prompts = prompts_to_answer(records, tokenizer, settings=settings, context=context)
+    if not prompts:
+        return RewardScale()
     sampling = Sampling(
-        max_new_tokens=longest_answer(settings, model.config.context),
+        max_new_tokens=longest_answer(settings, context),
         temperature=settings.temperature,
         seed=config.train.seed,
     )
@@ -131,29 +141,24 @@ def longest_answer(settings: Normalization, context: int) -> int:
 def figures(report: Report) -> dict[str, float]:
     """The figures of a report that are single numbers."""
     return {
-        "loss": report.loss,
+        "loss": report.loss.value,
         "accuracy": report.accuracy.value,
         "accuracy_low": report.accuracy.low,
         "accuracy_high": report.accuracy.high,
         "longer_wins_accuracy": report.ruler.value,
-        "margin": report.margin,
+        "margin": report.margin.value,
         "calibration_error": report.calibration_error,
-        "length_correlation": report.length_correlation,
+        "length_correlation": report.length_correlation.value,
     }
 
 
 def facts_of(counts: dict[str, int], *, held_out: int, config: RewardConfig) -> str:
     """The data in a few words for the start panel."""
     others = [f"{count:,} {name.replace('_', ' ')}" for name, count in sorted(counts.items()) if name != "pairs"]
-    epochs = config.train.steps * config.train.batch / max(counts["pairs"], 1)
+    epochs = config.train.steps * config.train.batch / max(counts["prompts"], 1)
     return ", ".join([f"{counts['pairs']:,} (+ {held_out:,} held out)", *others, f"{epochs:.1f} epochs"])
 
 
-def without_dropout(model: Transformer) -> Transformer:
-    """The same weights in a model without dropout, whose noise would be part of every difference of two scores."""
-    if not model.config.dropout:
-        return model
-    with torch.device("meta"):
-        calm = model.config.model_copy(update={"dropout": 0.0}).build()
-    calm.load_state_dict(model.state_dict(), assign=True)
-    return calm
+def looks_back(model: Transformer) -> bool:
+    """Whether a token sees none that follows it."""
+    return model.config.attention.sight().causal

@@ -101,15 +101,28 @@ def test_sampling_equals_the_uncached_loop_with_the_same_noise(model: Transforme
     assert_same_up_to_near_tie(model, PROMPTS[1], naive, found, seed=seed, temperature=0.8)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_sampled_and_scored_logprobs_agree(model: Transformer, temperature: float) -> None:
-    sampling = Sampling(max_new_tokens=24, temperature=temperature)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 0.7},
+        {"temperature": 0.0},
+        {"top_k": 5},
+        {"top_p": 0.9},
+        {"min_p": 0.05},
+        {"temperature": 1.3, "top_k": 40, "top_p": 0.95, "min_p": 0.01},
+    ],
+    ids=str,
+)
+def test_sampled_and_scored_logprobs_agree(model: Transformer, settings: dict[str, float]) -> None:
+    """The distribution that is scored is the one that was sampled from, whatever cuts it."""
+    sampling = Sampling.model_validate({"max_new_tokens": 24, **settings})
     found = generate(model, PROMPTS, sampling, stop_ids=[STOP], num_samples=6)
     gaps = []
     for prompt, samples in zip(PROMPTS, found, strict=True):
         for sample in samples:
             with torch.no_grad():
-                scored = token_logprobs(model, torch.tensor([prompt + sample.ids]), temperature=temperature)[0]
+                scored = token_logprobs(model, torch.tensor([prompt + sample.ids]), sampling=sampling)[0]
             gaps.append(scored[len(prompt) - 1 :] - torch.tensor(sample.logprobs))
     ratios = (torch.cat(gaps).exp() - 1).abs()
     assert len(ratios) > 200

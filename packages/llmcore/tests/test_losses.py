@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import llmcore.losses
+from llmcore.errors import ConfigError
+from llmcore.generate.sampling import Sampling, truncate
 from llmcore.losses import Batch, linear_cross_entropy, linear_logprobs, next_token_loss, token_logprobs
 from llmcore.model.config import ModelConfig
 from llmcore.model.transformer import Transformer
@@ -123,6 +125,36 @@ def test_token_logprobs_equal_log_softmax(temperature: float) -> None:
     for name, gradient in take_gradients(model).items():
         torch.testing.assert_close(gradients[name], gradient, atol=1e-5, rtol=1e-4)
     assert torch.equal(token_logprobs(model, ids, temperature=temperature), logprobs)
+
+
+@pytest.mark.parametrize(
+    "cut", [{"top_k": 20}, {"top_p": 0.7}, {"min_p": 0.3}, {"temperature": 0.6, "top_k": 8, "top_p": 0.9}], ids=str
+)
+def test_token_logprobs_of_a_truncated_distribution(cut: dict[str, float]) -> None:
+    """Equal to log_softmax of the truncated scores, with -inf for what is left out; gradients and entropies too."""
+    model, ids = tiny_model(), tiny_batch(masked=False).ids
+    sampling = Sampling.model_validate(cut)
+    logprobs, entropies = token_logprobs(model, ids, sampling=sampling, entropy=True)
+    kept = logprobs.isfinite()
+    assert 0 < kept.sum() < kept.numel()
+    torch.where(kept, logprobs, 0.0).sum().backward()
+    gradients = take_gradients(model)
+
+    plain = torch.log_softmax(truncate(model(ids)[:, :-1].flatten(0, 1) / sampling.temperature, sampling), -1)
+    expected = plain.view(3, 10, -1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+    expected[kept].sum().backward()
+    torch.testing.assert_close(logprobs, expected)
+    torch.testing.assert_close(entropies.flatten(), torch.special.entr(plain.exp()).sum(-1))
+    for name, gradient in take_gradients(model).items():
+        torch.testing.assert_close(gradients[name], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_a_greedy_choice_is_scored_at_temperature_one_and_a_penalised_one_not_at_all() -> None:
+    model, ids = tiny_model(), tiny_batch(masked=False).ids
+    greedy = token_logprobs(model, ids, sampling=Sampling(temperature=0, top_k=1))
+    assert torch.equal(greedy, token_logprobs(model, ids))
+    with pytest.raises(ConfigError, match="penalties depend"):
+        token_logprobs(model, ids, sampling=Sampling(presence_penalty=0.5))
 
 
 def test_token_logprobs_sum_to_the_next_token_loss() -> None:

@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from llmcore.config import load_config
 from llmcore.errors import ConfigError
+from llmcore.generate.noise import gumbel_noise
 from llmcore.generate.penalties import Usage
-from llmcore.generate.sampling import Sampling, choose_tokens, truncate
+from llmcore.generate.sampling import Sampling, choose_tokens, chosen_logprobs, steer, truncate
 
 SCORES = torch.tensor([[2.0, 1.0, 0.5, 0.0, -1.0], [0.0, 3.0, 2.9, -2.0, 1.0]])
 
@@ -44,30 +45,39 @@ def test_truncation_keeps_what_a_naive_reading_keeps(top_k: int, top_p: float, m
 
 
 def test_greedy_takes_the_best_token_and_reports_its_logprob() -> None:
-    tokens, logprobs = choose_tokens(SCORES, Sampling(temperature=0), noise=None)
+    steered = steer(SCORES, Sampling(temperature=0, top_k=1))
+    tokens = choose_tokens(steered, noise=None)
     assert tokens.tolist() == [0, 1]
-    torch.testing.assert_close(logprobs, SCORES.log_softmax(-1).amax(-1))
+    torch.testing.assert_close(chosen_logprobs(steered, tokens), SCORES.log_softmax(-1).amax(-1))
 
 
-def test_logprobs_are_the_models_own_at_the_temperature_whatever_truncates() -> None:
-    sampling = Sampling(temperature=0.5, top_k=2, top_p=0.9, presence_penalty=1.0)
-    usage = Usage(torch.zeros(2, 5, dtype=torch.bool), torch.ones(2, 5))
-    tokens, logprobs = choose_tokens(SCORES, sampling, noise=torch.zeros(2, 5), usage=usage)
-    wanted = (SCORES / 0.5).log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
-    torch.testing.assert_close(logprobs, wanted)
+def test_logprobs_are_those_of_what_is_sampled_from() -> None:
+    """Penalties, then the temperature, then truncation: the shares of a million draws."""
+    sampling = Sampling(temperature=0.5, top_k=3, presence_penalty=1.0)
+    usage = Usage(torch.zeros(2, 5, dtype=torch.bool), torch.tensor([[1.0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]))
+    steered = steer(SCORES, sampling, usage=usage)
+    by_hand = (SCORES[0] - torch.tensor([1.0, 0, 0, 0, 0])) / 0.5
+    kept = by_hand.topk(3).indices
+    torch.testing.assert_close(steered[0, kept], by_hand[kept])
+    assert steered[0].isfinite().sum() == 3
+    noise = gumbel_noise(torch.zeros(10**6, dtype=torch.long), torch.arange(10**6), vocab_size=5)
+    tokens = choose_tokens(steered[:1], noise=noise)
+    shares = torch.bincount(tokens, minlength=5) / len(tokens)
+    expected = chosen_logprobs(steered[:1].expand(5, 5), torch.arange(5)).exp()
+    torch.testing.assert_close(shares, expected, atol=3e-3, rtol=0)
 
 
 def test_noise_cannot_bring_back_a_token_that_was_left_out() -> None:
     noise = torch.zeros(2, 5)
     noise[:, 3] = 1000.0
-    tokens, _ = choose_tokens(SCORES, Sampling(top_k=3), noise=noise)
+    tokens = choose_tokens(steer(SCORES, Sampling(top_k=3)), noise=noise)
     assert tokens.tolist() == [0, 1]
 
 
 def test_low_temperature_makes_noise_small() -> None:
     noise = torch.tensor([[0.0, 1.5, 0.0, 0.0, 0.0]] * 2)
-    assert choose_tokens(SCORES, Sampling(temperature=1.0), noise=noise)[0].tolist() == [1, 1]
-    assert choose_tokens(SCORES, Sampling(temperature=0.5), noise=noise)[0].tolist() == [0, 1]
+    assert choose_tokens(steer(SCORES, Sampling(temperature=1.0)), noise=noise).tolist() == [1, 1]
+    assert choose_tokens(steer(SCORES, Sampling(temperature=0.5)), noise=noise).tolist() == [0, 1]
 
 
 def test_penalties_follow_their_formulas() -> None:
@@ -86,7 +96,7 @@ def test_penalties_follow_their_formulas() -> None:
 
 def test_greedy_choice_heeds_penalties() -> None:
     usage = Usage.of_prompts([[0], [1]], 5, torch.device("cpu"))
-    tokens, _ = choose_tokens(SCORES, Sampling(temperature=0, repetition_penalty=5.0), noise=None, usage=usage)
+    tokens = choose_tokens(steer(SCORES, Sampling(temperature=0, repetition_penalty=5.0), usage=usage), noise=None)
     assert tokens.tolist() == [1, 2]
 
 

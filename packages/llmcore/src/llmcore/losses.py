@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from llmcore.errors import ConfigError
+from llmcore.generate.sampling import Sampling, truncate
 from llmcore.model.linear import widen
 from llmcore.model.transformer import Transformer
 
@@ -70,6 +72,7 @@ def token_logprobs(
     ids: Tensor,
     *,
     temperature: float = ...,
+    sampling: Sampling | None = ...,
     documents: Tensor | None = ...,
     entropy: Literal[False] = ...,
 ) -> Tensor: ...
@@ -81,6 +84,7 @@ def token_logprobs(
     ids: Tensor,
     *,
     temperature: float = ...,
+    sampling: Sampling | None = ...,
     documents: Tensor | None = ...,
     entropy: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
@@ -91,16 +95,25 @@ def token_logprobs(
     ids: Tensor,
     *,
     temperature: float = 1.0,
+    sampling: Sampling | None = None,
     documents: Tensor | None = None,
     entropy: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """(B, T) -> (B, T-1) float32 log p(ids[:, t+1] | ids[:, :t+1]), differentiable.
 
+    Of the model's own distribution at a temperature; with `sampling`, of the one that such settings sample from: its
+    temperature, and after top-k, top-p and min-p, where a token that they leave out has -inf. So the engine's
+    `logprobs` are scored again, up to rounding; only a token that stands within it of a threshold may change sides.
     With `entropy` also (B, T-1) of each distribution, without a gradient.
     """
     hidden = before_last(model.hidden(ids, documents=documents))
     logprobs, entropies = linear_logprobs(
-        hidden, model.head_weight(), targets=ids[:, 1:].flatten(), temperature=temperature, entropy=entropy
+        hidden,
+        model.head_weight(),
+        targets=ids[:, 1:].flatten(),
+        temperature=temperature,
+        sampling=sampling,
+        entropy=entropy,
     )
     shape = (ids.shape[0], ids.shape[1] - 1)
     return (logprobs.view(shape), entropies.view(shape)) if entropy else logprobs.view(shape)
@@ -119,13 +132,27 @@ def linear_cross_entropy(
 
 
 def linear_logprobs(
-    hidden: Tensor, weight: Tensor, *, targets: Tensor, temperature: float = 1.0, entropy: bool = False
+    hidden: Tensor,
+    weight: Tensor,
+    *,
+    targets: Tensor,
+    temperature: float = 1.0,
+    sampling: Sampling | None = None,
+    entropy: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(N, D), (V, D), (N,) -> (N,) log-probabilities and (N,) entropies, which are 0 unless asked for.
 
-    The backward computes each chunk's scores again: what it multiplies with is not known before.
+    `sampling` stands for its own temperature and truncation; see `token_logprobs`. The backward computes each chunk's
+    scores again: what it multiplies with is not known before.
     """
-    logprobs, entropies = ChunkedLogprobs.apply(hidden, weight, targets, 1.0 / temperature, entropy)
+    if sampling is None:
+        sampling = Sampling(temperature=temperature)
+    if sampling.penalises:
+        raise ConfigError(
+            "penalties depend on what was generated before: tokens cannot be scored under them",
+            hint="leave repetition_penalty, presence_penalty and frequency_penalty at their defaults",
+        )
+    logprobs, entropies = ChunkedLogprobs.apply(hidden, weight, targets, sampling, entropy)
     return logprobs, entropies
 
 
@@ -176,20 +203,21 @@ class ChunkedLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, sharpness: float, entropy: bool
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, sampling: Sampling, entropy: bool
     ) -> tuple[Tensor, Tensor]:
         head = weight.to(hidden.dtype)
         logprobs = widen(hidden).new_zeros(len(targets))
         entropies = torch.zeros_like(logprobs)
         for chunk in chunks(len(targets), len(weight)):
-            scores = widen(F.linear(hidden[chunk], head)).mul_(sharpness)
+            scores = sampled_from(F.linear(hidden[chunk], head), sampling)
             normaliser = scores.logsumexp(-1)
             logprobs[chunk] = scores.gather(-1, targets[chunk, None]).squeeze(-1) - normaliser
             if entropy:
                 shares = (scores - normaliser[:, None]).exp_()
-                entropies[chunk] = normaliser - (shares * scores).sum(-1)
+                left_out_is_nothing = scores.clamp_(min=torch.finfo(scores.dtype).min)  # 0 times -inf would be NaN
+                entropies[chunk] = normaliser - (shares * left_out_is_nothing).sum(-1)
         ctx.save_for_backward(hidden, weight, targets)
-        ctx.sharpness = sharpness
+        ctx.sampling = sampling
         ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
 
@@ -201,15 +229,21 @@ class ChunkedLogprobs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for chunk in chunks(len(targets), len(weight)):
-            scores = widen(F.linear(hidden[chunk], head)).mul_(ctx.sharpness)
+            scores = sampled_from(F.linear(hidden[chunk], head), ctx.sampling)
             slope = torch.softmax(scores, -1).neg_()
             slope.scatter_add_(-1, targets[chunk, None], torch.ones_like(slope[:, :1]))
-            slope = slope.mul_(ctx.sharpness * upstream[chunk, None]).to(hidden.dtype)
+            slope = slope.mul_(upstream[chunk, None] / (ctx.sampling.temperature or 1.0)).to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[chunk] = slope @ head
             if grad_weight is not None:
                 grad_weight += slope.T @ hidden[chunk]
         return grad_hidden, grad_weight, None, None, None
+
+
+def sampled_from(scores: Tensor, sampling: Sampling) -> Tensor:
+    """(M, V) -> (M, V) float32, what `steer` makes of scores that nothing penalises; they may be overwritten."""
+    scores = widen(scores)
+    return scores if sampling.greedy else truncate(scores.mul_(1.0 / sampling.temperature), sampling)
 
 
 def cross_entropy(scores: Tensor, targets: Tensor, *, grad: bool) -> tuple[Tensor, Tensor, Tensor]:

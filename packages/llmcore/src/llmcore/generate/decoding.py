@@ -7,7 +7,7 @@ from torch import Tensor
 
 from llmcore.generate.noise import NoiseBlocks
 from llmcore.generate.penalties import Usage
-from llmcore.generate.sampling import Sampling, choose_tokens
+from llmcore.generate.sampling import Sampling, choose_tokens, chosen_logprobs, steer
 from llmcore.generate.stops import StopStrings
 from llmcore.model.cache import Cache
 from llmcore.model.rolling import allocate_cache
@@ -119,10 +119,11 @@ class Decoding:
         if self.count:
             self.read_last()
         noise = None if self.noise is None else self.noise.next()
-        self.last, logprobs = choose_tokens(self.scores, self.sampling, noise=noise, usage=self.usage)
+        steered = steer(self.scores, self.sampling, usage=self.usage)
+        self.last = choose_tokens(steered, noise=noise)
         if len(self.tokens):
             self.tokens[self.count].index_copy_(0, self.rows, self.last)
-            self.logprobs[self.count].index_copy_(0, self.rows, logprobs)
+            self.logprobs[self.count].index_copy_(0, self.rows, chosen_logprobs(steered, self.last))
         self.count += 1
         self.finished |= self.is_stop[self.last]
         if self.stops:

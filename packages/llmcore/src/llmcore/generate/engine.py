@@ -28,7 +28,10 @@ class Completion(NamedTuple):
     ids: list[int]
     """The new tokens, with the stop token if one was chosen."""
     logprobs: list[float]
-    """Of each token under the model at the sampling temperature (1 if greedy), before truncation and penalties."""
+    """Of each token under the distribution it was sampled from, as `token_logprobs(..., sampling=)` scores it.
+
+    That is after temperature, top-k, top-p and min-p; after penalties too, which nothing else can score. Greedy: at 1.
+    """
     stopped: bool
     """Whether it ended by itself; False: cut at max_new_tokens or at the context's end."""
 

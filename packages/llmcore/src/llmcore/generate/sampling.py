@@ -54,29 +54,31 @@ class Sampling(Config):
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
-def choose_tokens(
-    scores: Tensor, sampling: Sampling, *, noise: Tensor | None, usage: Usage | None = None
-) -> tuple[Tensor, Tensor]:
-    """(B, V) float32 scores -> (B,) tokens and (B,) their log-probabilities.
+def steer(scores: Tensor, sampling: Sampling, *, usage: Usage | None = None) -> Tensor:
+    """(B, V) float32 scores -> (B, V) unnormalised log-probabilities of the distribution that is sampled from.
 
-    The best of scores / temperature + Gumbel noise (B, V) is a sample of the softmax: no sum, no division, no search.
-    The log-probabilities are the model's own at the temperature, as `token_logprobs` gives them: penalties and
-    truncation change which token is chosen, but not what is reported of it. Greedy ones are at temperature 1.
+    Penalties first, then the temperature, then truncation. Of greedy choices it is the one at temperature 1, whole.
     """
-    scaled = scores if sampling.temperature in (0.0, 1.0) else scores * (1.0 / sampling.temperature)
-    steered = scaled
     if usage is not None:
-        steered = usage.penalise(
+        scores = usage.penalise(
             scores,
             repetition=sampling.repetition_penalty,
             presence=sampling.presence_penalty,
             frequency=sampling.frequency_penalty,
         )
-        steered = steered if sampling.greedy else steered * (1.0 / sampling.temperature)
-    if noise is not None:
-        steered = truncate(steered, sampling) + noise
-    tokens = steered.argmax(-1)
-    return tokens, scaled.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - scaled.logsumexp(-1)
+    if sampling.greedy:
+        return scores
+    return truncate(scores if sampling.temperature == 1.0 else scores * (1.0 / sampling.temperature), sampling)
+
+
+def choose_tokens(steered: Tensor, *, noise: Tensor | None) -> Tensor:
+    """(B, V) -> (B,) the best token; with Gumbel noise (B, V) a sample of the softmax, without a sum or a search."""
+    return (steered if noise is None else steered + noise).argmax(-1)
+
+
+def chosen_logprobs(steered: Tensor, tokens: Tensor) -> Tensor:
+    """(…, V), (…) tokens -> (…) their log-probabilities under what they were sampled from."""
+    return steered.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - steered.logsumexp(-1)
 
 
 def truncate(scores: Tensor, sampling: Sampling) -> Tensor:

@@ -25,9 +25,9 @@ class Done(NamedTuple):
     err: str
 
 
-def run(*words: str | Path, cwd: Path, limit: float = 120) -> Done:
-    """Run a command line, `run("llmsft", "run", "--base", base, cwd=folder)`, to its end."""
-    child = start(*words, cwd=cwd)
+def run(*words: str | Path, cwd: Path, limit: float = 120, site: Path | None = None) -> Done:
+    """Run a command line, `run("llmsft", "run", "--base", base, cwd=folder)`, to its end; `site` as in `start`."""
+    child = start(*words, cwd=cwd, site=site)
     child.process.join(limit)
     if child.process.is_alive():
         child.process.kill()
@@ -71,18 +71,20 @@ class ReadyTest:
         return any(self.folder.glob(self.pattern))
 
 
-def start(*words: str | Path, cwd: Path) -> Child:
-    """Start a command line in a child of the fork server."""
+def start(*words: str | Path, cwd: Path, site: Path | None = None) -> Child:
+    """Start a command line in a child of the fork server; `site` holds further installed packages (see outside.py)."""
     output = Path(tempfile.mkdtemp(dir=cwd, prefix=".output-"))
     line = [str(word) for word in words]
-    process = SERVER.Process(target=enter, args=(line, str(cwd), str(output)))
+    process = SERVER.Process(target=enter, args=(line, str(cwd), str(output), site))
     process.start()
     return Child(process, output, line)
 
 
-def enter(words: list[str], cwd: str, output: str) -> None:
+def enter(words: list[str], cwd: str, output: str, site: Path | None) -> None:
     """The child: a fresh command with its own standard streams."""
     os.chdir(cwd)
+    if site is not None:
+        sys.path.append(str(site))
     for number, name in ((1, "out"), (2, "err")):
         descriptor = os.open(f"{output}/{name}", os.O_WRONLY | os.O_CREAT)
         os.dup2(descriptor, number)

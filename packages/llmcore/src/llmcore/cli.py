@@ -12,7 +12,7 @@ from rich.tree import Tree
 from llmcore import command
 from llmcore.command import DeviceOption, DtypeOption, ResultJsonOption
 from llmcore.config import load_config
-from llmcore.manifest import Manifest, family, read_manifest, verify_artifact
+from llmcore.manifest import Manifest, check_needs, family, read_manifest, verify_artifact
 
 NAMES_SHOWN = 3
 """Files of an outside parent that its branch of the family tree names."""
@@ -213,6 +213,7 @@ def describe(folder: Path, manifest: Manifest) -> dict[str, object]:
         "files": {name: f"{entry.bytes:,} bytes" for name, entry in manifest.files.items()},
     }
     if "model.json" in manifest.files:
+        check_needs(manifest, folder)
         facts |= describe_model(folder)
     return {name: fact for name, fact in facts.items() if fact not in ("", {}, None)}
 

@@ -160,7 +160,7 @@ def check_needs(manifest: Manifest, folder: Path) -> None:
         except PackageNotFoundError:
             raise ExtensionError(
                 f"{folder} needs {package} {wanted}, which is not installed",
-                hint=f"install it (in this repository: packages/{package})",
+                hint=f"install it; if it is one of this repository, it is packages/{package}",
             ) from None
 
 

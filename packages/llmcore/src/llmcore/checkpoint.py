@@ -20,8 +20,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from llmcore.config import first_problem
-from llmcore.errors import ArtifactError
-from llmcore.manifest import Manifest, check_needs, verify_artifact
+from llmcore.errors import ArtifactError, ConfigError
+from llmcore.manifest import Manifest, check_needs, read_manifest, verify_artifact
 from llmcore.model.config import ModelConfig
 from llmcore.model.transformer import Transformer
 from llmcore.storage import read_regular, write_durably
@@ -53,12 +53,21 @@ def load_checkpoint(
     expect: str | None = "policy",
     head: Literal["scalar"] | None = None,
     device: torch.device | str = "cpu",
+    base: Path | None = None,
 ) -> Checkpoint:
     """Load and verify a model; `head="scalar"` keeps the trunk and starts a fresh scalar head.
 
+    Where a policy is expected, an adapter serves too: it comes merged into the model that it stands on, which is
+    where it was, or in `base`.
     Raises ArtifactError for another kind, damage, or any mismatch of names, shapes or dtypes; ExtensionError if a
     package that the model needs is missing.
     """
+    if expect in ("policy", None) and read_manifest(folder).kind == "adapter":
+        from llmcore.adapters import load_adapter
+
+        return as_wanted(load_adapter(folder, base=base), head=head, device=device, folder=folder)
+    if base is not None:
+        raise ConfigError(f"--base {str(base)!r}: {folder} is no adapter and stands on no other model")
     manifest = verify_artifact(folder, expect=expect, leaving=[WEIGHTS])
     check_needs(manifest, folder)
     config = read_architecture(folder / ARCHITECTURE)
@@ -72,6 +81,16 @@ def load_checkpoint(
             model = config.build()
         assign(model, tensors, folder / WEIGHTS)
     return Checkpoint(model.to(device).eval(), Tokenizer.load(folder), manifest)
+
+
+def as_wanted(
+    loaded: Checkpoint, *, head: Literal["scalar"] | None, device: torch.device | str, folder: Path
+) -> Checkpoint:
+    """The same with a fresh head, if one is asked for, on a device."""
+    model = loaded.model
+    if head is not None and model.config.head != head:
+        model = with_fresh_head(model.config, model_tensors(model), folder)
+    return loaded._replace(model=model.to(device).eval())
 
 
 def read_architecture(path: Path) -> ModelConfig:

@@ -29,6 +29,9 @@ Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
 TopK = Annotated[int, typer.Option("--top-k", help="Sample among the k likeliest tokens; 0 is all.")]
 TopP = Annotated[float, typer.Option("--top-p", help="Sample among the likeliest tokens that hold this probability.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same text.")]
+Base = Annotated[
+    Path | None, typer.Option("--base", metavar="DIR", help="The model below an adapter, if it is not where it was.")
+]
 
 
 @app.command()
@@ -55,6 +58,10 @@ def verify(folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help=
     """Check every file of artifacts against the hashes in their manifests."""
     for folder in folders:
         manifest = verify_artifact(folder)
+        if manifest.kind == "adapter":
+            from llmcore.adapters import check_adapter
+
+            check_adapter(folder)
         if "model.safetensors" in manifest.files:
             from llmcore.checkpoint import load_checkpoint
 
@@ -92,6 +99,7 @@ def generate(
     seed: Seed = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "fp32",
+    base: Base = None,
     json: ResultJsonOption = False,
 ) -> None:
     """Continue a text with a policy."""
@@ -100,7 +108,7 @@ def generate(
 
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     sampling = load_config(Sampling, [*assignments(**options, seed=seed), *(settings or [])])
-    policy = load_policy(folder, device=device, dtype=dtype)
+    policy = load_policy(folder, device=device, dtype=dtype, base=base)
     run_generate(policy, prompt, sampling, num_samples=num_samples, json=json)
 
 
@@ -116,6 +124,7 @@ def chat(
     seed: Seed = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "fp32",
+    base: Base = None,
 ) -> None:
     """Talk with a policy in the terminal; Ctrl-D ends it."""
     from llmcore.generate.chat import load_policy, run_chat
@@ -123,7 +132,7 @@ def chat(
 
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     sampling = load_config(Sampling, [*assignments(**options, seed=seed), *(settings or [])])
-    run_chat(load_policy(folder, device=device, dtype=dtype), sampling, system=system)
+    run_chat(load_policy(folder, device=device, dtype=dtype, base=base), sampling, system=system)
 
 
 @app.command()
@@ -212,6 +221,8 @@ def describe(folder: Path, manifest: Manifest) -> dict[str, object]:
         "counts": manifest.counts,
         "files": {name: f"{entry.bytes:,} bytes" for name, entry in manifest.files.items()},
     }
+    if "adapter.json" in manifest.files:
+        facts |= json_library.loads((folder / "adapter.json").read_text())
     if "model.json" in manifest.files:
         check_needs(manifest, folder)
         facts |= describe_model(folder)

@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from pydantic import GetCoreSchemaHandler, SerializerFunctionWrapHandler
 from pydantic_core import CoreSchema, core_schema
@@ -43,10 +43,14 @@ class PartOf:
         return find_part(self.group, str(kind), self.builtin)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        absent = type(None) in get_args(source)
         return core_schema.no_info_plain_validator_function(
-            self.validate,
+            self.validate_optional if absent else self.validate,
             serialization=core_schema.wrap_serializer_function_ser_schema(dump_part, schema=handler(source)),
         )
+
+    def validate_optional(self, value: object) -> Part | None:
+        return None if value is None else self.validate(value)
 
     def validate(self, value: object) -> Part:
         if isinstance(value, Part):
@@ -56,7 +60,10 @@ class PartOf:
 
 
 def part(group: str, **builtin: type[Part]) -> PartOf:
-    """Annotate a field as a part: `AnyNorm = Annotated[Norm, part("llmcore.norm", rmsnorm=RMSNorm)]`."""
+    """Annotate a field as a part: `AnyNorm = Annotated[Norm, part("llmcore.norm", rmsnorm=RMSNorm)]`.
+
+    Where the type admits None (`Norm | None`), the part may be left out.
+    """
     return PartOf(group, builtin)
 
 
@@ -107,9 +114,9 @@ def provider(owner: type) -> tuple[str, str] | None:
     return (names[0], version(names[0])) if names else None
 
 
-def dump_part(value: Part, _handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+def dump_part(value: Part | None, _handler: SerializerFunctionWrapHandler) -> dict[str, Any] | None:
     """All fields of the part's own class; pydantic alone would drop those of a subclass."""
-    return value.model_dump(mode="json")
+    return None if value is None else value.model_dump(mode="json")
 
 
 def needs_of(config: Config) -> dict[str, str]:

@@ -48,7 +48,7 @@ class Manifest(Config):
     schema_version: int = SCHEMA_VERSION
     """The version of this format; readers refuse one they do not know."""
     kind: str
-    """tokenizer, tokens, chats, preferences, prompts, policy, reward, snapshot, or file (a raw input)."""
+    """tokenizer, tokens, chats, preferences, prompts, policy, adapter, reward, snapshot, or file (a raw input)."""
     made_by: str
     """The command that made it, as `llmsft run`."""
     made_at: str = ""
@@ -61,6 +61,8 @@ class Manifest(Config):
     """The complete resolved settings, without the paths of the inputs (those are the parents)."""
     parents: dict[str, "Manifest"] = {}
     """The whole manifests of what this was made from, by role."""
+    places: dict[str, str] = {}
+    """Where a parent that is needed again was, as seen from this folder; not part of the identity."""
     needs: dict[str, str] = {}
     """Extension packages, with versions, that are needed to load it."""
     metrics: dict[str, float] = {}
@@ -92,6 +94,7 @@ def write_manifest(
     config: Config | Mapping[str, Any],
     files: Sequence[str],
     parents: Mapping[str, Manifest] | None = None,
+    places: Mapping[str, str] | None = None,
     needs: Mapping[str, str] | None = None,
     metrics: Mapping[str, float] | None = None,
     counts: Mapping[str, int] | None = None,
@@ -106,6 +109,7 @@ def write_manifest(
         commit=git_commit(),
         config=plain_config(config),
         parents=dict(parents or {}),
+        places=dict(places or {}),
         needs=dict(needs or {}),
         metrics={name: float(value) for name, value in (metrics or {}).items() if math.isfinite(value)},
         counts=dict(counts or {}),
@@ -132,7 +136,7 @@ def read_manifest(folder: Path, *, expect: str | None = None) -> Manifest:
 
 def article(kind: str) -> str:
     """`policy` -> `a policy`; `chats` and other plurals stay as they are."""
-    return kind if kind.endswith("s") else f"a {kind}"
+    return kind if kind.endswith("s") else f"{'an' if kind[:1] in 'aeiou' else 'a'} {kind}"
 
 
 def verify_artifact(folder: Path, *, expect: str | None = None, leaving: Collection[str] = ()) -> Manifest:

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from llmcore.config import Config
+from llmcore.lora import OptionalAdapter
 from llmcore.train.config import TrainConfig
 
 
@@ -31,5 +32,8 @@ class SFTConfig(Config):
     """What the run is made from; each has an option of the same name."""
     data: ChatData = ChatData()
     """How chats become rows."""
+    lora: OptionalAdapter = None
+    """Train adapters beside frozen weights (`lora.rank=8`); none: train all weights. The output is then an adapter,
+    which every command takes in place of a policy; `llmsft merge` makes it one."""
     train: TrainConfig = TrainConfig(steps=300, batch=32, lr=5e-4)
     """The optimization."""

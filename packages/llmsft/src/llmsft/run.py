@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import torch
-
 from llmcore.checkpoint import load_checkpoint
 from llmcore.command import builtin_data, required
 from llmcore.losses import next_token_loss
 from llmcore.manifest import Manifest
+from llmcore.model.adapters import add_adapters
 from llmcore.model.transformer import Transformer
 from llmcore.records import Chat, load_records
 from llmcore.train.loop import fit
@@ -50,7 +49,8 @@ def run(config: SFTConfig, out: Path, *, resume: str = "auto", json: bool = Fals
     def evaluate(model: Transformer) -> dict[str, float]:
         return {"loss": chat_loss(model, held_out[:EVAL_CHATS], start.tokenizer)}
 
-    torch.manual_seed(config.train.seed)
+    if config.lora is not None:
+        add_adapters(start.model, config.lora, seed=config.train.seed)
     fit(
         start.model,
         FromFunction(batches.micro_batches),
@@ -59,7 +59,7 @@ def run(config: SFTConfig, out: Path, *, resume: str = "auto", json: bool = Fals
         job,
         evaluate=evaluate if held_out else None,
     )
-    return job.finish(start.model, counts=batches.counts)
+    return job.finish(start.model, counts=batches.counts, base=("base", base))
 
 
 def describe(data: Path, counts: dict[str, int]) -> str:

@@ -25,10 +25,10 @@ ANSWER_SHARE = 0.5
 """At most this share of the context is kept free for the answer; it is less if max_new_tokens is."""
 
 
-def load_policy(folder: Path, *, device: str = "auto", dtype: str = "fp32") -> Checkpoint:
-    """The policy in `folder`, where and how precisely the settings `device` and `dtype` say."""
+def load_policy(folder: Path, *, device: str = "auto", dtype: str = "fp32", base: Path | None = None) -> Checkpoint:
+    """The policy in `folder`, where and how precisely `device` and `dtype` say; `base`: see `load_checkpoint`."""
     placement = resolve(device, dtype)
-    policy = load_checkpoint(folder, expect="policy")
+    policy = load_checkpoint(folder, expect="policy", base=base)
     place(policy.model, placement)
     return policy
 

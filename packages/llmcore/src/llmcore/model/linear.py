@@ -7,11 +7,14 @@ around every operation; and the optimizer then updates the float32 weights thems
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from llmcore.lora import Adapter
 
 
 class Spread(NamedTuple):
@@ -38,6 +41,18 @@ class Held(Protocol):
     def release(self) -> None: ...
 
 
+class Update(nn.Module):
+    """What an adapter adds to a projection: (…, inputs) -> (…, outputs); see `llmcore.lora`."""
+
+    def __init__(self, settings: "Adapter") -> None:
+        super().__init__()
+        self.settings = settings
+
+    def delta(self) -> Tensor:
+        """(outputs, inputs): the matrix that the update amounts to, without dropout."""
+        raise NotImplementedError(f"{type(self).__name__} must define delta")
+
+
 class Linear(nn.Module):
     """`x @ weight.T (+ bias)`: (…, inputs) -> (…, outputs), in the dtype of x."""
 
@@ -51,6 +66,7 @@ class Linear(nn.Module):
         self.residual = residual
         self.std = std
         self.held: Tensor | None = None
+        self.adapter: Update | None = None
 
     def initialise(self, spread: Spread) -> None:
         nn.init.normal_(self.weight, std=self.std or (spread.residual if self.residual else spread.std))
@@ -58,14 +74,22 @@ class Linear(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.matrix(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if self.adapter is None or self.held is not None:
+            return F.linear(x, self.matrix(x.dtype), bias)
+        update: Tensor = self.adapter(x)
+        return F.linear(x, self.weight.to(x.dtype), bias) + update
 
     def matrix(self, dtype: torch.dtype) -> Tensor:
-        """(outputs, inputs) as a forward uses it."""
-        return self.weight.to(dtype) if self.held is None else self.held
+        """(outputs, inputs) as a forward uses it, the adapter's update included."""
+        return self.whole().to(dtype) if self.held is None else self.held
+
+    def whole(self) -> Tensor:
+        """The weight with the adapter's update."""
+        return self.weight if self.adapter is None else self.weight + self.adapter.delta()
 
     def hold(self, dtype: torch.dtype) -> None:
-        self.held = inputs_first(self.weight, dtype)
+        self.held = inputs_first(self.whole(), dtype)
 
     def release(self) -> None:
         self.held = None

@@ -13,6 +13,7 @@ out/
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -183,14 +184,16 @@ class Run:
         metrics: Mapping[str, float] | None = None,
         counts: Mapping[str, int] | None = None,
         extra_files: Mapping[str, bytes] | None = None,
+        base: tuple[str, Path] | None = None,
     ) -> Manifest:
         """Write the artifact: the model, its tokenizer, `extra_files`, and the manifest last.
 
-        A finished run is left as it is.
+        Of a model with adapters they alone are written, as an artifact of kind "adapter": `base` is then the parent's
+        role and folder of the model below (`llmcore.adapters`). A finished run is left as it is.
         """
         if self.complete is None:
             self.complete = self.write_artifact(
-                model, kind=kind, metrics=metrics or {}, counts=counts or {}, extra_files=extra_files or {}
+                model, kind=kind, metrics=metrics or {}, counts=counts or {}, extra_files=extra_files or {}, base=base
             )
             self.view.end(
                 end_figures(self.complete, self.progress, peak=self.peak),
@@ -211,12 +214,22 @@ class Run:
         metrics: Mapping[str, float],
         counts: Mapping[str, int],
         extra_files: Mapping[str, bytes],
+        base: tuple[str, Path] | None,
     ) -> Manifest:
+        from llmcore.adapters import KIND, save_adapter
         from llmcore.checkpoint import model_tensors, save_model
+        from llmcore.model.adapters import adapted
         from llmcore.model.transformer import Transformer
         from llmcore.tensors import save_tensors
 
-        if isinstance(model, Transformer) and self.tokenizer is not None:
+        places = {}
+        if adapted(model):
+            assert base is not None, "adapters need to know the model below them"
+            role, folder = base
+            kind, places = KIND, {role: os.path.relpath(folder, self.out)}
+            files = save_adapter(self.out, model, parent=role)
+            needs = (needs_of(model.config) if isinstance(model, Transformer) else {}) | needs_of(self.config)
+        elif isinstance(model, Transformer) and self.tokenizer is not None:
             files = save_model(self.out, model, self.tokenizer)
             needs = needs_of(model.config)  # what loading needs: not the parts that only training used
         else:
@@ -232,6 +245,7 @@ class Run:
             made_by=self.made_by,
             config=self.config,
             parents=self.parents,
+            places=places,
             needs=needs,
             metrics=timeless | dict(metrics),
             counts={"steps": self.progress.step, "tokens": self.progress.tokens, **counts},

@@ -16,14 +16,15 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
-from llmcore.checkpoint import Checkpoint, load_checkpoint
+from llmcore.checkpoint import Checkpoint, load_checkpoint, save_model
 from llmcore.config import Config, first_problem
 from llmcore.errors import ArtifactError
+from llmcore.extensions import needs_of
 from llmcore.lora import AnyAdapter
 from llmcore.manifest import NAME as MANIFEST
-from llmcore.manifest import Manifest, check_needs, read_manifest, verify_artifact
+from llmcore.manifest import Manifest, check_needs, read_manifest, verify_artifact, write_manifest
 from llmcore.model.adapters import adapted, adapter_tensors, add_adapters, merge_adapters
-from llmcore.storage import read_regular, write_durably
+from llmcore.storage import commit_directory, read_regular, write_durably
 from llmcore.tensors import load_tensors, save_tensors
 
 KIND = "adapter"
@@ -65,6 +66,21 @@ def load_adapter(folder: Path, *, base: Path | None = None, merge: bool = True) 
     return Checkpoint(below.model.eval(), below.tokenizer, manifest)
 
 
+def merge_to(out: Path, folder: Path, *, made_by: str, base: Path | None = None) -> Manifest:
+    """Write the adapter in `folder`, merged, as a policy to the new folder `out`."""
+    merged = load_adapter(folder, base=base)
+    with commit_directory(out) as scratch:
+        return write_manifest(
+            scratch,
+            kind="policy",
+            made_by=made_by,
+            config={},
+            parents={KIND: merged.manifest},
+            needs=needs_of(merged.model.config),
+            files=save_model(scratch, merged.model, merged.tokenizer),
+        )
+
+
 def check_adapter(folder: Path) -> None:
     """Raise ArtifactError for settings or weights that cannot be; the model below is not needed."""
     read_settings(folder / SETTINGS)
@@ -75,7 +91,7 @@ def load_base(folder: Path, manifest: Manifest, *, parent: str, base: Path | Non
     """The model that an adapter stands on, and no other."""
     wanted = manifest.parents[parent].id
     place = base or Path(os.path.normpath(folder / manifest.places.get(parent, "")))
-    advice = f"give the model with the id {wanted} as --base, or merge the adapter where that is (llmsft merge)"
+    advice = f"give the model with the id {wanted} as --base, or merge the adapter where that model is"
     if base is None and not (place / MANIFEST).exists():
         raise ArtifactError(f"{folder} stands on a model that is not where it was, in {str(place)!r}", hint=advice)
     found = read_manifest(place)

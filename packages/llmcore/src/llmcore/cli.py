@@ -180,17 +180,22 @@ def import_from_hugging_face(
 
 @export_app.command("hf", no_args_is_help=True)
 def export_to_hugging_face(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A policy or reward model.")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A policy, reward model or adapter.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
     check: Annotated[
         bool, typer.Option("--check", help="Read it back and compare weights, logits and tokenizer, bit for bit.")
     ] = False,
+    base: Base = None,
     json: ResultJsonOption = False,
 ) -> None:
-    """Turn a checkpoint into a folder that transformers, TRL and vLLM load."""
+    """Turn a checkpoint into a folder that transformers, TRL and vLLM load; an adapter into one for PEFT."""
+    from llmcore.huggingface.peft import export_peft
     from llmcore.huggingface.writing import export_hf
 
-    report(export_hf(checkpoint, out, check=check), out, json=json)
+    if read_manifest(checkpoint).kind == "adapter":
+        report(export_peft(checkpoint, out, base=base), out, json=json)
+    else:
+        report(export_hf(checkpoint, out, check=check), out, json=json)
 
 
 def assignments(**options: float) -> list[str]:

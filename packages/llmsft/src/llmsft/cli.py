@@ -91,6 +91,21 @@ def evaluate(
         print(json_library.dumps(results))
 
 
+@app.command(no_args_is_help=True)
+def merge(
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="What `llmsft run … lora.rank=8` wrote.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The policy to write.")],
+    base: Annotated[
+        Path | None, typer.Option("--base", metavar="DIR", help="The model below it, if it is not where it was.")
+    ] = None,
+) -> None:
+    """Add an adapter to the weights of the model below it: a policy like any other."""
+    from llmcore.adapters import merge_to
+
+    manifest = merge_to(out, adapter, made_by="llmsft merge", base=base)
+    print(f"{out}: {manifest.kind} {manifest.id}")
+
+
 def settings_class() -> type[Config]:
     """The settings of this stage, imported late because they import torch."""
     from llmsft.config import SFTConfig

@@ -15,6 +15,7 @@ vocabulary tokenizer.json and the roles of its control tokens
 dialects   chat formats: recognised in their templates, written as templates
 reading    `llmcore import hf`
 writing    `llmcore export hf`
+peft       the same of an adapter
 card       the exported README.md
 
 A family of an outside package joins by the entry-point group `llmcore.huggingface`, named by its `model_type`.

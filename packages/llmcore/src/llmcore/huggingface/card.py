@@ -29,6 +29,16 @@ print(model(**inputs).logits)  # higher is better
 
 The score stands at the last token that is not padding; a text must not end in the padding token."""
 
+ADAPTER_USE = """```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("BASE")
+model = PeftModel.from_pretrained(model, "PATH")
+```
+
+`BASE` is the export of the model below (`llmcore export hf`), which has the tokenizer too."""
+
 
 def write_card(source: Checkpoint, family: Family) -> str:
     """The model card."""
@@ -44,6 +54,21 @@ def write_card(source: Checkpoint, family: Family) -> str:
             f"{model.config.width}, context {model.config.context}, vocabulary {model.config.vocab_size:,}), as "
             f"`{family.architecture(model.config)}`; chat format `{special.chat}`.",
             "## Use\n\n" + (REWARD_USE if reward else POLICY_USE.replace("{prompt}", prompt)),
+            "## Where it came from\n\n" + history(source.manifest),
+            "`manifest.json` holds the whole family tree with settings, metrics and hashes (`llmcore lineage`).\n",
+        ]
+    )
+
+
+def write_adapter_card(source: Checkpoint, family: Family, *, rank: int) -> str:
+    """The card of an adapter."""
+    return "\n\n".join(
+        [
+            "---\nlibrary_name: peft\npipeline_tag: text-generation\n---",
+            "# LoRA adapter, exported by llmcore",
+            f"Rank {rank}, for a `{family.architecture(source.model.config)}` of {count_parameters(source.model):,} "
+            "parameters with the adapter.",
+            "## Use\n\n" + ADAPTER_USE,
             "## Where it came from\n\n" + history(source.manifest),
             "`manifest.json` holds the whole family tree with settings, metrics and hashes (`llmcore lineage`).\n",
         ]

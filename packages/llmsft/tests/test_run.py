@@ -1,0 +1,82 @@
+"""Whole runs on a tiny base: what they leave, and that an interrupted one ends in the same bits."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmcore.adapters import merge_to
+from llmcore.checkpoint import load_checkpoint, save_model
+from llmcore.config import load_config
+from llmcore.errors import ConfigError
+from llmcore.manifest import Manifest, verify_artifact, write_manifest
+from llmcore.model.config import ModelConfig
+from llmcore.tokenizer import Tokenizer
+from llmcore.train.signals import Stopped
+from llmsft.config import SFTConfig
+from llmsft.run import run
+
+QUICK = ["train.steps=6", "train.batch=4", "train.log_every=1", "train.eval_every=6", "train.save_every=3",
+         "data.max_dropped=1"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    model = ModelConfig(vocab_size=260, width=32, depth=2, context=128).build(seed=0)
+    files = save_model(folder, model, Tokenizer.byte_level())
+    write_manifest(folder, kind="policy", made_by="test", config={}, files=files)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "chats.jsonl"
+    rows = [{"prompt": f"{n} + {n}?", "completion": str(2 * n) * (1 + n % 7)} for n in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def fine_tune(base: Path, data: Path, out: Path, *settings: str) -> Manifest:
+    config = load_config(SFTConfig, [*QUICK, *settings], {"inputs.base": str(base), "inputs.data": str(data)})
+    return run(config, out, quiet=True)
+
+
+def stopped_and_resumed(base: Path, data: Path, out: Path, *settings: str) -> Manifest:
+    with pytest.raises(Stopped):
+        fine_tune(base, data, out, *settings, "train.stop_after=2")
+    return fine_tune(base, data, out, *settings)
+
+
+def test_an_adapter_is_written_that_serves_as_a_policy(base: Path, data: Path, tmp_path: Path) -> None:
+    manifest = fine_tune(base, data, tmp_path / "out", "lora.rank=2", "train.lr=0.02")
+    assert manifest.kind == "adapter" and set(manifest.files) == {"adapter.json", "adapter.safetensors"}
+    assert manifest.parents["base"].id == load_checkpoint(base).manifest.id
+    ids = torch.arange(20)[None]
+    below, tuned = load_checkpoint(base).model, load_checkpoint(tmp_path / "out").model
+    assert (below(ids) - tuned(ids)).abs().max() > 1e-3
+    again = fine_tune(tmp_path / "out", data, tmp_path / "second", "lora.rank=1")
+    assert again.parents["base"].kind == "adapter"
+    assert load_checkpoint(tmp_path / "second").manifest.id == again.id
+    verify_artifact(tmp_path / "second")
+
+
+def test_a_merged_adapter_is_a_policy_of_the_same_words(base: Path, data: Path, tmp_path: Path) -> None:
+    fine_tune(base, data, tmp_path / "out", "lora.rank=2", "train.lr=0.02")
+    merged = merge_to(tmp_path / "merged", tmp_path / "out", made_by="test")
+    assert merged.kind == "policy" and merged.parents["adapter"].kind == "adapter"
+    ids = torch.arange(20)[None]
+    assert load_checkpoint(tmp_path / "merged").model(ids).equal(load_checkpoint(tmp_path / "out").model(ids))
+
+
+def test_a_run_with_adapters_goes_on_exactly(base: Path, data: Path, tmp_path: Path) -> None:
+    settings = ("lora.rank=2", "lora.dropout=0.2")
+    whole = fine_tune(base, data, tmp_path / "whole", *settings)
+    parts = stopped_and_resumed(base, data, tmp_path / "parts", *settings)
+    assert whole.id == parts.id
+
+
+def test_a_projection_that_is_not_there_is_named(base: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'q_proj' — 'qkv' holds it"):
+        fine_tune(base, data, tmp_path / "out", 'lora.target_modules=["q_proj"]')

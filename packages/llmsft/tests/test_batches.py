@@ -8,7 +8,7 @@ from llmcore.model.config import ModelConfig
 from llmcore.records import Chat, Message
 from llmcore.tokenizer import Tokenizer
 from llmcore.train.config import TrainConfig
-from llmsft.batches import ChatBatches, chat_batch, render_rows
+from llmsft.batches import ChatBatches, chat_batch, render_rows, training_rows
 
 TOKENIZER = Tokenizer.byte_level()
 
@@ -18,9 +18,10 @@ def chat(*contents: str) -> Chat:
     return Chat(messages=tuple(Message(role=roles[i % 2], content=c) for i, c in enumerate(contents)))
 
 
-def source(chats: list[Chat], *, max_length: int = 128, max_dropped: float = 0.01, **train: int) -> ChatBatches:
+def source(chats: list[Chat], *, pair_cost: float | None = None, **train: int) -> ChatBatches:
+    rows = training_rows(chats, TOKENIZER, max_length=128, max_dropped=0.01).rendered
     settings = TrainConfig(**{"batch": 4, **train})
-    return ChatBatches(chats, TOKENIZER, max_length=max_length, max_dropped=max_dropped, train=settings)
+    return ChatBatches(rows, pad_id=TOKENIZER.pad_id, train=settings, pair_cost=pair_cost, max_length=128)
 
 
 def test_the_loss_falls_on_the_answer_and_its_end_alone() -> None:
@@ -50,12 +51,31 @@ def test_padding_and_company_do_not_change_the_loss() -> None:
 
 def test_truncation_is_counted_and_rows_without_an_answer_are_dropped() -> None:
     chats = [chat("short", "yes")] * 99 + [chat("x" * 200, "never seen")]
-    made = source(chats, max_length=64)
-    assert made.counts["truncated"] == 1 and made.counts["dropped: no assistant token"] == 1
-    assert len(made.rows) == 99
+    made = training_rows(chats, TOKENIZER, max_length=64, max_dropped=0.01)
+    assert made.counts["dropped: the answer begins beyond max_length"] == 1
+    assert len(made.rendered) == 99 and made.numbers == list(range(99))
     with pytest.raises(DataError, match="1 of 2 conversations"):
-        source(chats[-2:], max_length=64)
-    assert len(source(chats[-2:], max_length=64, max_dropped=0.5).rows) == 1
+        training_rows(chats[-2:], TOKENIZER, max_length=64, max_dropped=0.01)
+    assert len(training_rows(chats[-2:], TOKENIZER, max_length=64, max_dropped=0.5).rendered) == 1
+
+
+def test_truncation_says_what_was_lost() -> None:
+    whole, cut = chat("q", "a"), chat("q", "a" * 60)
+    aside = chat("q", "a", "never answered" * 10)
+    asked = Chat(messages=(Message(role="assistant", content=""), Message(role="user", content="q")))
+    _, counts = render_rows([whole, whole, cut, aside, chat("q" * 90, "a"), asked], TOKENIZER, max_length=40)
+    assert counts["rows"] == 6 and "whole" not in counts
+    assert counts["truncated: an answer was cut"] == 1
+    assert counts["truncated: behind the last answer"] == 1
+    assert counts["dropped: the answer begins beyond max_length"] == 1
+
+
+def test_the_last_turn_alone_can_be_trained_on() -> None:
+    rows, counts = render_rows(
+        [chat("1 + 1", "2", "and 'é'", "'ok'")], TOKENIZER, max_length=128, completion_only_loss=True
+    )
+    trained = [i for i, m in zip(rows[0].ids, rows[0].mask, strict=True) if m]
+    assert trained == [*b"'ok'", TOKENIZER.end_of_turn_id] and counts["trained tokens"] == 5
 
 
 def test_a_truncated_answer_gets_no_made_up_end() -> None:
@@ -77,3 +97,13 @@ def test_micro_batches_are_the_batch_in_pieces() -> None:
     chats = [chat(str(i), str(i * i)) for i in range(8)]
     parts = source(chats, batch=8, micro_batch=3).micro_batches(0)
     assert [len(part.ids) for part in parts] == [3, 3, 2]
+
+
+def test_lengths_are_those_of_conversations_whether_padded_or_packed() -> None:
+    chats = [chat("a" * n, "b") for n in (3, 30, 9, 14)]
+    for pair_cost in (None, 1e-3):
+        made = source(chats, pair_cost=pair_cost)
+        (batch,) = made.micro_batches(0)
+        real = batch.ids != TOKENIZER.pad_id
+        wanted = {len(row.ids) for row in made.rows}
+        assert set(batch.lengths[real].tolist()) == wanted and batch.lengths.shape == batch.ids.shape

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+MULTIPLE = 8
+"""Rows are as long as a multiple of this, which suits the kernels."""
 BLOCK = 16
 """Batches that are sorted by length together: more means less padding and less mixing."""
 
@@ -46,7 +48,7 @@ class LengthBuckets:
         return [batches[i] for i in random.permutation(len(batches))]
 
 
-def pad_rows(rows: Sequence[Sequence[int]], *, value: int, multiple: int = 8) -> Tensor:
+def pad_rows(rows: Sequence[Sequence[int]], *, value: int, multiple: int = MULTIPLE) -> Tensor:
     """Rows of ids, right-padded with `value` to one length that `multiple` divides, (B, T)."""
     longest = max(len(row) for row in rows)
     padded = np.full((len(rows), -(-longest // multiple) * multiple), value, dtype=np.int64)

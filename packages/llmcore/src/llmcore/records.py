@@ -8,7 +8,7 @@ import gzip
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, NamedTuple, TypeVar, cast
 
@@ -46,6 +46,8 @@ class Chat(Config):
 
     messages: Messages
     """The turns, in order."""
+    extra: dict[str, JsonValue] = {}
+    """The row's other keys that were asked for, as a curriculum does."""
 
 
 class Preference(Config):
@@ -87,11 +89,16 @@ class Scanned(NamedTuple):
     """A short name for the reason where the row is well formed, but nothing can be learned from it."""
 
 
-def read_records(path: Path | str, kind: type[R], *, mapping: Mapping[str, str] | None = None) -> list[R]:
-    """Every row of a file as `kind`; all mistakes are reported together, with file and line."""
+def read_records(
+    path: Path | str, kind: type[R], *, mapping: Mapping[str, str] | None = None, keep: Collection[str] = ()
+) -> list[R]:
+    """Every row of a file as `kind`; all mistakes are reported together, with file and line.
+
+    The keys `keep` of a row go to the record's `extra`.
+    """
     records: list[R] = []
     problems: list[str] = []
-    for scanned in scan_records(path, kind, mapping=mapping):
+    for scanned in scan_records(path, kind, mapping=mapping, keep=keep):
         if scanned.record is None:
             problems.append(f"{scanned.where}: {scanned.problem}")
         else:
@@ -111,10 +118,26 @@ def rows_error(path: Path | str, problems: Sequence[str], rows: int, *, fix: str
     )
 
 
-def scan_records(path: Path | str, kind: type[R], *, mapping: Mapping[str, str] | None = None) -> Iterator[Scanned]:
+def scan_records(
+    path: Path | str, kind: type[R], *, mapping: Mapping[str, str] | None = None, keep: Collection[str] = ()
+) -> Iterator[Scanned]:
     """Each row of a file, good or bad; only a file that cannot be read at all raises."""
     for where, row, problem in read_rows(Path(path)):
-        yield scan_row(where, row, kind, mapping or {}) if not problem else Scanned(where, None, problem)
+        if problem:
+            yield Scanned(where, None, problem)
+            continue
+        kept = {key: row[key] for key in keep if key in row}
+        rest = {key: value for key, value in row.items() if key not in kept} if kept else row
+        scanned = scan_row(where, rest, kind, mapping or {})
+        yield with_extra(scanned, kept) if kept else scanned
+
+
+def with_extra(scanned: Scanned, kept: Mapping[str, JsonValue]) -> Scanned:
+    """The same with more in its record's `extra`."""
+    if not isinstance(scanned.record, Chat | Prompt):
+        return scanned
+    record = scanned.record.model_copy(update={"extra": {**scanned.record.extra, **kept}})
+    return scanned._replace(record=record)
 
 
 def write_records(path: Path | str, rows: Iterable[Chat | Preference | Prompt]) -> None:
@@ -124,11 +147,14 @@ def write_records(path: Path | str, rows: Iterable[Chat | Preference | Prompt]) 
 
 def canonical(row: Chat | Preference | Prompt) -> str:
     """A row as one line of JSON, always spelled the same."""
-    absent = {"margin"} if isinstance(row, Preference) and row.margin is None else None
+    absent = {"margin"} if isinstance(row, Preference) and row.margin is None else set()
+    absent |= {"extra"} if isinstance(row, Chat) and not row.extra else set()
     return json.dumps(row.model_dump(mode="json", exclude=absent), ensure_ascii=False, separators=(",", ":"))
 
 
-def load_records(path: Path | str, kind: type[R], split: Literal["train", "valid"]) -> tuple[list[R], Manifest]:
+def load_records(
+    path: Path | str, kind: type[R], split: Literal["train", "valid"], *, keep: Collection[str] = ()
+) -> tuple[list[R], Manifest]:
     """One split of a records artifact, of a folder with train.jsonl and valid.jsonl, or of a plain file.
 
     Of a plain file, the split is decided by a hash of each row's prompt. Train and valid never share a prompt.
@@ -136,13 +162,13 @@ def load_records(path: Path | str, kind: type[R], split: Literal["train", "valid
     path = Path(path)
     if path.is_dir() and (path / "manifest.json").exists():
         manifest = verify_artifact(path, expect=KINDS[kind])
-        return read_records(path / f"{split}.jsonl", kind), manifest
+        return read_records(path / f"{split}.jsonl", kind, keep=keep), manifest
     if path.is_dir():
-        train, valid = (read_records(path / f"{name}.jsonl", kind) for name in ("train", "valid"))
+        train, valid = (read_records(path / f"{name}.jsonl", kind, keep=keep) for name in ("train", "valid"))
         refuse_shared_prompts(path, train, valid)
         manifest = describe_file(path / f"{split}.jsonl")
     else:
-        train, valid = split_records(read_records(path, kind))
+        train, valid = split_records(read_records(path, kind, keep=keep))
         manifest = describe_file(path)
     return (train if split == "train" else valid), manifest
 
@@ -315,9 +341,12 @@ def found(row: Row) -> str:
     return ", ".join(list(row)[:12]) or "no keys"
 
 
+LABELS = frozenset({"id", "idx", "index", "prompt_id", "source", "dataset", "category", "topic", "language"})
+
+
 def take(row: Row, *, required: Sequence[str], optional: Sequence[str] = ()) -> None:
-    """Refuse a row that has other keys than these."""
-    unknown = [key for key in row if key not in required and key not in optional]
+    """Refuse a row that has other keys than these, unless they only say where it is from."""
+    unknown = [key for key in row if key not in required and key not in optional and key not in LABELS]
     if unknown:
         raise MalformedError(
             f"{unknown[0]}: unknown key beside {', '.join(required)} (name the keys you mean with --map)"
@@ -325,10 +354,11 @@ def take(row: Row, *, required: Sequence[str], optional: Sequence[str] = ()) -> 
 
 
 def to_chat(row: Row) -> Chat:
-    """messages · prompt, completion | response · instruction, input?, output | response · conversations."""
+    """messages · prompt, completion | response · instruction, input?, output | response · question, answer ·
+    conversations."""
     answer = next((key for key in ("completion", "response", "output") if key in row), "completion")
     if "messages" in row:
-        take(row, required=["messages"])
+        take(row, required=["messages"], optional=["extra"])
         messages = to_messages(row["messages"], "messages")
     elif "conversations" in row:
         take(row, required=["conversations"], optional=["system"])
@@ -339,13 +369,18 @@ def to_chat(row: Row) -> Chat:
     elif "instruction" in row and answer in row:
         take(row, required=["instruction", answer], optional=["input", "system"])
         messages = [*alpaca(row), *to_answer(row[answer], answer)]
+    elif "question" in row and "answer" in row:
+        take(row, required=["question", "answer"], optional=["system"])
+        messages = [*system(row), *to_prompt(row["question"], "question"), *to_answer(row["answer"], "answer")]
     else:
-        raise no_shape(row, "messages; prompt and completion; instruction and output; or conversations")
+        raise no_shape(
+            row, "messages; prompt and completion; instruction and output; question and answer; or conversations"
+        )
     if not any(message.role == "assistant" for message in messages):
         raise UnusableError("no_answer", "messages: no turn of the assistant to learn from")
     if not any(message.content for message in messages if message.role == "assistant"):
         raise UnusableError("empty_answer", "messages: the assistant says nothing")
-    return Chat(messages=tuple(messages))
+    return Chat(messages=tuple(messages), extra=row.get("extra") or {})
 
 
 def to_preference(row: Row) -> Preference:

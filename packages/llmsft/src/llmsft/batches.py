@@ -2,8 +2,12 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import compress
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from llmcore.batching import LengthBuckets, pad_rows
 from llmcore.chat import Rendered, render_chat
@@ -12,49 +16,161 @@ from llmcore.losses import Batch
 from llmcore.records import Chat
 from llmcore.tokenizer import Tokenizer
 from llmcore.train.config import TrainConfig
+from llmsft.packing import pack, packed_tensors
+
+
+class ChatBatch(NamedTuple):
+    """Rows of token ids with what supervised fine-tuning needs to know of them."""
+
+    ids: Tensor
+    """(B, T) long."""
+    mask: Tensor
+    """(B, T) bool: this token is a target."""
+    documents: Tensor | None
+    """(B, T) long: the conversations of packed rows."""
+    lengths: Tensor
+    """(B, T) long: tokens of the conversation that a token is in."""
+    competence: float | None = None
+    """The share of the data that the curriculum has opened."""
+
+    @property
+    def plain(self) -> Batch:
+        """What the next-token loss needs."""
+        return Batch(self.ids, self.mask, self.documents)
+
+
+class Order(Protocol):
+    """Which rows a step sees: a function of (seed, step)."""
+
+    def rows_of(self, step: int) -> np.ndarray: ...
+
+
+class Rows(NamedTuple):
+    """Conversations as ids and masks, each with its number among the records, and what became of the others."""
+
+    rendered: list[Rendered]
+    numbers: list[int]
+    counts: dict[str, int]
 
 
 class ChatBatches:
-    """Rendered conversations in length-bucketed batches; `counts` says what was truncated and dropped, and why."""
+    """The micro-batches of each step, padded or packed."""
 
     def __init__(
-        self, chats: Sequence[Chat], tokenizer: Tokenizer, *, max_length: int, max_dropped: float, train: TrainConfig
+        self,
+        rows: Sequence[Rendered],
+        *,
+        pad_id: int,
+        train: TrainConfig,
+        order: Order | None = None,
+        pair_cost: float | None = None,
+        max_length: int = 0,
     ) -> None:
-        self.rows, self.counts = render_rows(chats, tokenizer, max_length=max_length)
-        dropped = len(chats) - len(self.rows)
-        if not self.rows or dropped > max_dropped * len(chats):
-            raise DataError(
-                f"{dropped} of {len(chats)} conversations have no assistant token left within {max_length} tokens",
-                hint="shorten them, raise data.max_length, or allow it with data.max_dropped=1",
-            )
-        self.pad_id = tokenizer.pad_id
-        self.train = train
-        self.buckets = LengthBuckets([len(row.ids) for row in self.rows], batch=train.batch, seed=train.seed)
+        """`order` is shuffled epochs if it is absent; with a `pair_cost` rows are packed, up to `max_length`."""
+        self.rows, self.pad_id, self.train = rows, pad_id, train
+        self.pair_cost, self.max_length = pair_cost, max_length
+        self.order = order or epochs(rows, train, sort=pair_cost is None)
 
-    def micro_batches(self, step: int) -> list[Batch]:
+    def micro_batches(self, step: int) -> list[ChatBatch]:
         """The micro-batches of one optimizer step."""
-        rows = [self.rows[i] for i in self.buckets.rows_of(step)]
+        numbers = self.order.rows_of(step)
+        competence = getattr(self.order, "competence", lambda _step: None)(step)
         size = self.train.rows
-        return [chat_batch(rows[i : i + size], self.pad_id) for i in range(0, len(rows), size)]
+        pieces = [[self.rows[i] for i in numbers[start : start + size]] for start in range(0, len(numbers), size)]
+        return [self.batch(piece)._replace(competence=competence) for piece in pieces]
+
+    def batch(self, rows: Sequence[Rendered]) -> ChatBatch:
+        """Some rows, as they are trained on."""
+        if self.pair_cost is None:
+            return padded_batch(rows, self.pad_id)
+        packed = pack([len(row.ids) for row in rows], limit=self.max_length, pair_cost=self.pair_cost)
+        tensors = packed_tensors(rows, packed, pad_id=self.pad_id)
+        return ChatBatch(tensors.ids, tensors.mask, tensors.documents, tensors.lengths)
+
+
+def epochs(rows: Sequence[Rendered], train: TrainConfig, *, sort: bool) -> LengthBuckets:
+    """Every row once an epoch; if `sort`, neighbours in length share a batch, which packed rows need not."""
+    lengths = [len(row.ids) if sort else 0 for row in rows]
+    return LengthBuckets(lengths, batch=train.batch, seed=train.seed)
+
+
+def training_rows(
+    chats: Sequence[Chat],
+    tokenizer: Tokenizer,
+    *,
+    max_length: int,
+    max_dropped: float,
+    completion_only_loss: bool = False,
+) -> Rows:
+    """All conversations as rows; more than the allowed share without a target is an error."""
+    rows = numbered_rows(chats, tokenizer, max_length=max_length, completion_only_loss=completion_only_loss)
+    dropped = len(chats) - len(rows.rendered)
+    if not rows.rendered or dropped > max_dropped * len(chats):
+        raise DataError(
+            f"{dropped} of {len(chats)} conversations have no assistant token left within {max_length} tokens",
+            hint="shorten them, raise data.max_length, or allow it with data.max_dropped=1",
+        )
+    return rows
 
 
 def render_rows(
-    chats: Sequence[Chat], tokenizer: Tokenizer, *, max_length: int
+    chats: Sequence[Chat], tokenizer: Tokenizer, *, max_length: int, completion_only_loss: bool = False
 ) -> tuple[list[Rendered], dict[str, int]]:
     """Conversations as ids and masks, cut at `max_length`; those without a trained token are dropped and counted."""
-    rows: list[Rendered] = []
+    rows = numbered_rows(chats, tokenizer, max_length=max_length, completion_only_loss=completion_only_loss)
+    return rows.rendered, rows.counts
+
+
+def numbered_rows(
+    chats: Sequence[Chat], tokenizer: Tokenizer, *, max_length: int, completion_only_loss: bool = False
+) -> Rows:
+    """See `render_rows`."""
+    rows = Rows([], [], {})
     counts: Counter[str] = Counter(rows=len(chats))
-    for chat in chats:
+    for number, chat in enumerate(chats):
         full = render_chat(chat.messages, tokenizer)
+        if completion_only_loss:
+            full = last_answer(full)
         row = Rendered(full.ids[:max_length], full.mask[:max_length])
-        counts["truncated"] += len(full.ids) > max_length
-        if any(row.mask[1:]):
-            rows.append(row)
-        else:
-            counts["dropped: no assistant token"] += 1
-    counts["trained tokens"] = sum(sum(row.mask) for row in rows)
-    counts["tokens"] = sum(len(row.ids) for row in rows)
-    return rows, dict(counts)
+        kept = any(row.mask[1:])
+        counts[what_was_cut(full, row, kept=kept)] += 1
+        if kept:
+            rows.rendered.append(row)
+            rows.numbers.append(number)
+    counts["trained tokens"] = sum(sum(row.mask) for row in rows.rendered)
+    counts["tokens"] = sum(len(row.ids) for row in rows.rendered)
+    del counts["whole"]
+    rows.counts.update(counts)
+    return rows
+
+
+WHOLE, ANSWER_CUT, ASIDE_CUT = "whole", "truncated: an answer was cut", "truncated: behind the last answer"
+ANSWER_LOST, NO_ANSWER = "dropped: the answer begins beyond max_length", "dropped: no assistant token"
+
+
+def what_was_cut(full: Rendered, row: Rendered, *, kept: bool) -> str:
+    """Why a row is shorter than its conversation, or not there."""
+    if not kept:
+        return ANSWER_LOST if any(full.mask[1:]) else NO_ANSWER
+    if len(row.ids) == len(full.ids):
+        return WHOLE
+    return ANSWER_CUT if sum(row.mask) < sum(full.mask) else ASIDE_CUT
+
+
+def last_answer(row: Rendered) -> Rendered:
+    """The same with targets in the assistant's last turn alone."""
+    last = max(compress(range(len(row.mask)), row.mask), default=-1)
+    first = last
+    while first > 0 and row.mask[first - 1]:
+        first -= 1
+    return row._replace(mask=[trained and place >= first for place, trained in enumerate(row.mask)])
+
+
+def padded_batch(rows: Sequence[Rendered], pad_id: int) -> ChatBatch:
+    """Rows as one right-padded batch."""
+    plain = chat_batch(rows, pad_id)
+    lengths = torch.tensor([len(row.ids) for row in rows]).unsqueeze(1).expand(plain.ids.shape)
+    return ChatBatch(plain.ids, plain.mask, None, lengths)
 
 
 def chat_batch(rows: Sequence[Rendered], pad_id: int) -> Batch:

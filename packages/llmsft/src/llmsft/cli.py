@@ -91,6 +91,29 @@ def evaluate(
         print(json_library.dumps(results))
 
 
+@app.command()
+def preview(
+    settings: Settings = None,
+    base: Annotated[str | None, typer.Option("--base", metavar="DIR", help="The policy whose format is used.")] = None,
+    data: DataOption = None,
+    count: Annotated[int, typer.Option(min=1, help="Conversations to show.")] = 3,
+    json: ResultJsonOption = False,
+) -> None:
+    """Show which tokens a run would train on: in colour on a terminal, between ⟦ and ⟧ elsewhere.
+
+    [bold]Example[/bold]
+
+      llmsft preview --base runs/pretrain-tiny --data my-chats.jsonl data.completion_only_loss=true
+    """
+    from llmsft.config import SFTConfig
+    from llmsft.preview import print_preview
+    from llmsft.run import prepare
+
+    config = load_config(SFTConfig, settings or [], given(inputs__base=base, inputs__data=data))
+    start = prepare(config)
+    print_preview(start.rows, start.base.tokenizer, count=count, json=json)
+
+
 @app.command(no_args_is_help=True)
 def merge(
     adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="What `llmsft run … lora.rank=8` wrote.")],

@@ -1,10 +1,13 @@
 """Settings of supervised fine-tuning."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from llmcore.config import Config
 from llmcore.lora import OptionalAdapter
 from llmcore.train.config import TrainConfig
+from llmsft.curriculum import Curriculum
 
 
 class SFTInputs(Config):
@@ -14,6 +17,8 @@ class SFTInputs(Config):
     """The policy to fine-tune (`llmpretrain run`, `llmsft run`, or imported)."""
     data: str | None = None
     """Chats: a records artifact, a folder with train.jsonl and valid.jsonl, or one JSONL file; built-in if absent."""
+    reference: str | None = None
+    """The policy whose loss orders a curriculum by loss; the base if absent."""
 
 
 class ChatData(Config):
@@ -23,6 +28,10 @@ class ChatData(Config):
     """Tokens kept of a conversation, from its start; the model's context if absent."""
     max_dropped: float = Field(0.01, ge=0, le=1)
     """The share of conversations that may be dropped (nothing left to train on) before it is an error."""
+    completion_only_loss: bool = False
+    """Train on the assistant's last turn alone; otherwise on all of its turns."""
+    packing: bool = False
+    """Put several conversations into one row, each seeing itself alone: no padding, and the same loss and gradient."""
 
 
 class SFTConfig(Config):
@@ -32,8 +41,14 @@ class SFTConfig(Config):
     """What the run is made from; each has an option of the same name."""
     data: ChatData = ChatData()
     """How chats become rows."""
+    curriculum: Curriculum | None = None
+    """Begin with the easy conversations (`curriculum.by=length`); none: all of them from the start."""
     lora: OptionalAdapter = None
     """Train adapters beside frozen weights (`lora.rank=8`); none: train all weights. The output is then an adapter,
     which every command takes in place of a policy; `llmsft merge` makes it one."""
+    loss_type: Literal["nll", "dft"] = "nll"
+    """Cross-entropy, or dynamic fine-tuning (arXiv:2508.05629), which weighs each target by its probability."""
+    neftune_noise_alpha: float | None = Field(None, gt=0)
+    """Noise on the embeddings in training (NEFTune, arXiv:2310.05914; 5 is usual); none: without."""
     train: TrainConfig = TrainConfig(steps=300, batch=32, lr=5e-4)
     """The optimization."""

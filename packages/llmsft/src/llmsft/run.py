@@ -1,68 +1,147 @@
 """Supervised fine-tuning: chats to an assistant."""
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-from llmcore.checkpoint import load_checkpoint
+from llmcore.chat import Rendered
+from llmcore.checkpoint import Checkpoint, load_checkpoint
 from llmcore.command import builtin_data, required
-from llmcore.losses import next_token_loss
 from llmcore.manifest import Manifest
 from llmcore.model.adapters import add_adapters
 from llmcore.model.transformer import Transformer
 from llmcore.records import Chat, load_records
+from llmcore.train.device import resolve_device
 from llmcore.train.loop import fit
 from llmcore.train.run import Run
 from llmcore.train.source import FromFunction
-from llmsft.batches import ChatBatches
+from llmsft.batches import ChatBatches, Order, Rows, epochs, training_rows
 from llmsft.config import SFTConfig
+from llmsft.curriculum import Examples, Ramp, Scores
 from llmsft.evaluate import chat_loss
+from llmsft.loss import sft_loss
+from llmsft.packing import relative_pair_cost
+from llmsft.preview import one_line, summary
+from llmsft.reference import stored_losses
 
 EVAL_CHATS = 256
 
 
 def run(config: SFTConfig, out: Path, *, resume: str = "auto", json: bool = False, quiet: bool = False) -> Manifest:
-    """Fine-tune the policy in `inputs.base` on chats and write a policy to `out`."""
-    base = required(config.inputs.base, "--base", "the policy to fine-tune")
-    data = Path(config.inputs.data) if config.inputs.data else builtin_data("chats")
-    start = load_checkpoint(base, expect="policy")
-    chats, data_manifest = load_records(data, Chat, "train")
-    held_out, _ = load_records(data, Chat, "valid")
-    batches = ChatBatches(
-        chats,
-        start.tokenizer,
-        max_length=config.data.max_length or start.model.config.context,
-        max_dropped=config.data.max_dropped,
-        train=config.train,
-    )
+    """Fine-tune the policy in `inputs.base` on chats and write a policy, or with LoRA an adapter, to `out`."""
+    start = prepare(config)
     job = Run(
         out,
         made_by="llmsft run",
         config=config,
-        parents={"base": start.manifest, "data": data_manifest},
-        tokenizer=start.tokenizer,
+        parents=start.parents,
+        tokenizer=start.base.tokenizer,
         resume=resume,
         json=json,
         quiet=quiet,
-        facts={"data": describe(data, batches.counts), "base": f"{base} · {start.manifest.id}"},
-        next_commands=[f"llmcore chat {out}", f"llmsft eval {base} {out} --data {data}"],
+        facts=facts(config, start),
+        next_commands=[f"llmcore chat {out}", f"llmsft eval {start.folder} {out} --data {start.data}"],
     )
+    model, tokenizer = start.base.model, start.base.tokenizer
+    with job:
+        batches = ChatBatches(
+            start.rows.rendered,
+            pad_id=tokenizer.pad_id,
+            train=config.train,
+            order=curriculum_order(config, start, folder=job.folder),
+            pair_cost=relative_pair_cost(model.config) if config.data.packing else None,
+            max_length=model.config.context,
+        )
+        if config.lora is not None:
+            add_adapters(model, config.lora, seed=config.train.seed)
 
-    def evaluate(model: Transformer) -> dict[str, float]:
-        return {"loss": chat_loss(model, held_out[:EVAL_CHATS], start.tokenizer)}
+        def evaluate(model: Transformer) -> dict[str, float]:
+            return {"loss": chat_loss(model, start.held_out[:EVAL_CHATS], tokenizer)}
 
-    if config.lora is not None:
-        add_adapters(start.model, config.lora, seed=config.train.seed)
-    fit(
-        start.model,
-        FromFunction(batches.micro_batches),
-        next_token_loss,
-        config.train,
-        job,
-        evaluate=evaluate if held_out else None,
+        fit(
+            model,
+            FromFunction(batches.micro_batches),
+            sft_loss(config.loss_type, neftune_noise_alpha=config.neftune_noise_alpha),
+            config.train,
+            job,
+            evaluate=evaluate if start.held_out else None,
+        )
+        return job.finish(model, counts=start.rows.counts, base=("base", start.folder))
+
+
+class Start(NamedTuple):
+    """What a run begins with."""
+
+    folder: Path
+    """Of the base."""
+    data: Path
+    base: Checkpoint
+    chats: list[Chat]
+    held_out: list[Chat]
+    rows: Rows
+    parents: dict[str, Manifest]
+
+
+def prepare(config: SFTConfig) -> Start:
+    """Read the base and the conversations, and render them."""
+    folder = required(config.inputs.base, "--base", "the policy to fine-tune")
+    data = Path(config.inputs.data) if config.inputs.data else builtin_data("chats")
+    base = load_checkpoint(folder, expect="policy")
+    keys = config.curriculum.by.keys() if config.curriculum else ()
+    chats, data_manifest = load_records(data, Chat, "train", keep=keys)
+    held_out, _ = load_records(data, Chat, "valid", keep=keys)
+    rows = training_rows(
+        chats,
+        base.tokenizer,
+        max_length=min(config.data.max_length or base.model.config.context, base.model.config.context),
+        max_dropped=config.data.max_dropped,
+        completion_only_loss=config.data.completion_only_loss,
     )
-    return job.finish(start.model, counts=batches.counts, base=("base", base))
+    return Start(folder, data, base, chats, held_out, rows, {"base": base.manifest, "data": data_manifest})
 
 
-def describe(data: Path, counts: dict[str, int]) -> str:
-    """The data in one line: how many rows, and how much of them is trained on."""
-    share = counts["trained tokens"] / counts["tokens"]
-    return f"{data} · {counts['rows']:,} chats · {counts['trained tokens']:,} trained tokens, {share:.0%} of all"
+def curriculum_order(config: SFTConfig, start: Start, *, folder: Path) -> Order | None:
+    """Which rows a step sees, if a curriculum says so."""
+    curriculum, train, rows = config.curriculum, config.train, start.rows
+    if curriculum is None:
+        return None
+    scores = curriculum.by.scores(
+        Examples(
+            rows.rendered,
+            [start.chats[number] for number in rows.numbers],
+            partial(reference_losses, config, start, folder=folder),
+        )
+    )
+    after = epochs(rows.rendered, train, sort=not config.data.packing)
+    return Ramp(scores, curriculum, batch=train.batch, steps=train.steps, seed=train.seed, after=after.rows_of)
+
+
+def reference_losses(config: SFTConfig, start: Start, rows: Sequence[Rendered], *, folder: Path) -> Scores:
+    """Nats per trained token of each row under the reference checkpoint, made once a run."""
+    other = config.inputs.reference
+    device = resolve_device(config.train.device)
+    reference = load_checkpoint(Path(other), expect="policy") if other else start.base
+    losses = stored_losses(
+        folder,
+        reference.model.to(device),
+        rows,
+        pad_id=reference.tokenizer.pad_id,
+        reference=reference.manifest.id,
+    )
+    return losses
+
+
+def facts(config: SFTConfig, start: Start) -> dict[str, str]:
+    """What the start panel says of the inputs: where the loss falls above all."""
+    train, rows = config.train, start.rows
+    passes = train.steps * train.batch / len(rows.rendered)
+    found = {
+        "base": f"{start.folder} · {start.base.manifest.id}",
+        "data": f"{start.data} · {summary(rows.counts)} · {passes:.1f} epochs",
+        "example": one_line(rows.rendered[0], start.base.tokenizer),
+    }
+    if config.curriculum is not None:
+        ramp = config.curriculum
+        found["curriculum"] = f"by {ramp.by.kind}, {ramp.pacing.kind} from {ramp.start:.0%}"
+    return found

@@ -2,7 +2,10 @@ import json
 from pathlib import Path
 
 from llmcore.records import Message, Preference
+from llmcore.tokenizer import Tokenizer
 from llmreward.check import as_json, check_path, check_preferences, has_cycle, lines
+
+KEYS = ("prompt", "chosen", "rejected")
 
 
 def preference(prompt: str, chosen: str, rejected: str, margin: float | None = None) -> Preference:
@@ -51,7 +54,33 @@ def test_a_cycle_of_three_is_found_and_a_chain_or_a_contradiction_is_none() -> N
 def test_length_is_weighed() -> None:
     checked = check_preferences([preference("p", "aaa", "b"), preference("q", "a", "b"), preference("r", "a", "bb")])
     assert checked.chosen_longer == 1 / 3
-    assert checked.ruler == 0.5
+    assert checked.ruler.value == 0.5 and checked.ruler.low < 0.5 < checked.ruler.high
+
+
+def test_a_length_confound_is_a_flaw_only_where_it_is_sure() -> None:
+    longer = [preference(f"{n}", "aaa", "b") for n in range(30)]
+    assert found(*longer)["length confound"][0] == 1
+    assert found(*(preference(f"{n}", "a", "bbb") for n in range(30)))["length confound"][0] == 1
+    assert found(*longer[:3]) == {}
+    assert found(*longer, *(preference(f"q{n}", "a", "bbb") for n in range(25))) == {}
+
+
+def test_a_base_tells_what_its_context_cuts(tmp_path: Path) -> None:
+    from llmcore.checkpoint import save_model
+    from llmcore.model.config import ModelConfig
+
+    model = ModelConfig(vocab_size=260, width=16, depth=1, context=64).build(seed=0)
+    base = tmp_path / "base"
+    base.mkdir()
+    save_model(base, model, Tokenizer.byte_level())
+    long = "e" * 99
+    rows = [("short", "a", "b"), ("long", "c" * 99, "d"), ("q", long + "1", long + "2"), ("q", "y", long + "2")]
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(dict(zip(KEYS, row, strict=True))) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "valid.jsonl").write_text('{"prompt": "v", "chosen": "a", "rejected": "b"}\n', encoding="utf-8")
+    findings = {finding.name: finding.times for finding in check_path(tmp_path, base=base).findings}
+    assert findings == {"too long": 3, "same once cut": 1}
+    assert check_path(tmp_path).findings == ()
 
 
 def test_a_file_is_checked_with_the_rows_its_reader_left_out(tmp_path: Path) -> None:

@@ -5,10 +5,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from llmcore import intervals
+from llmcore.intervals import Interval
 from llmcore.records import Message, Preference, prompt_hash
+from llmcore.tokenizer import Tokenizer
 from llmreward.preferences import load_preferences
 
 SHOWN = 3
+TOLERATED = 0.1
+"""How far from a coin the ruler may surely be before it counts as a flaw."""
 Arrow = tuple[str, str]
 
 
@@ -29,7 +34,7 @@ class Checked(NamedTuple):
     findings: tuple[Finding, ...]
     chosen_longer: float
     """Share of pairs whose chosen answer is longer, in characters."""
-    ruler: float
+    ruler: Interval
     """Accuracy of the ruler that the longer answer wins; equal lengths count one half."""
 
     @property
@@ -38,10 +43,28 @@ class Checked(NamedTuple):
         return sum(finding.times for finding in self.findings)
 
 
-def check_path(path: Path) -> Checked:
-    """Check an artifact, a folder or a file: the rows to train on, and their overlap with those held out."""
+def check_path(path: Path, *, base: Path | None = None) -> Checked:
+    """Check an artifact, a folder or a file: the rows to train on, and their overlap with those held out.
+
+    With the policy `base`, also what is too long for its context, and what is the same once it is cut.
+    """
     train, valid = (load_preferences(path, split) for split in ("train", "valid"))
-    return check_preferences(train.records, held_out=valid.records, dropped=train.unusable)
+    checked = check_preferences(train.records, held_out=valid.records, dropped=train.unusable)
+    return checked if base is None else checked._replace(findings=(*checked.findings, *cuts(train.records, base)))
+
+
+def cuts(records: Sequence[Preference], base: Path) -> Iterator[Finding]:
+    """What a model's context does to pairs."""
+    from llmcore.checkpoint import ARCHITECTURE, read_architecture
+    from llmreward.batches import tokenize_groups
+    from llmreward.config import RewardData
+
+    context, tokenizer = read_architecture(base / ARCHITECTURE).context, Tokenizer.load(base)
+    different = [record for record in records if record.chosen != record.rejected]
+    counts = tokenize_groups(different, tokenizer, data=RewardData(), context=context).counts
+    for name in ("cut", "dropped_equal"):
+        if counts.get(name):
+            yield Finding(MEASURED[name], counts[name], (), MEANINGS[MEASURED[name]])
 
 
 def check_preferences(
@@ -63,16 +86,19 @@ def check_preferences(
         "negative margin": [i for i, r in enumerate(records) if r.margin is not None and r.margin < 0],
         "held-out prompt": shared_prompts(records, held_out),
     }
-    findings = [Finding(name, len(found), tuple(sorted(found)[:SHOWN]), MEANINGS[name]) for name, found in rows.items()]
-    for name, count in (dropped or {}).items():
-        findings.append(Finding(name.replace("_", " "), count, (), "rows of the file that the reader left out"))
     count = max(len(records), 1)
+    ruler = intervals.share(sum((difference > 0) + (difference == 0) / 2 for difference in longer), count)
+    if records and (ruler.low > 0.5 + TOLERATED or ruler.high < 0.5 - TOLERATED):
+        rows["length confound"] = [0]
+    findings = [Finding(name, len(found), tuple(sorted(found)[:SHOWN]), MEANINGS[name]) for name, found in rows.items()]
+    for name, left_out in (dropped or {}).items():
+        findings.append(Finding(name.replace("_", " "), left_out, (), LEFT_OUT.get(name, "rows that say nothing")))
     return Checked(
         pairs=len(records),
         prompts=len({record.prompt for record in records}),
         findings=tuple(finding for finding in findings if finding.times),
         chosen_longer=sum(difference > 0 for difference in longer) / count,
-        ruler=sum((difference > 0) + (difference == 0) / 2 for difference in longer) / count,
+        ruler=ruler,
     )
 
 
@@ -85,6 +111,16 @@ MEANINGS = {
     "cycle": "three or more answers to one prompt beat each other in a circle (counted by prompt)",
     "negative margin": "a margin says by how much chosen is better, so it cannot be below 0",
     "held-out prompt": "the prompt is also among those that are held out",
+    "length confound": "length alone tells chosen from rejected, and a model may learn no more than that",
+    "too long": "longer than the context of the base: the prompt's beginning and the answers' ends are cut",
+    "same once cut": "the answers differ only beyond the context of the base",
+}
+MEASURED = {"cut": "too long", "dropped_equal": "same once cut"}
+LEFT_OUT = {
+    "dropped_equal_answers": "rows of the file whose answers are the same, which the reader left out",
+    "dropped_parts_early": "rows of the file whose two sides have different prompts, which the reader left out",
+    "dropped_no_answer": "rows of the file without an answer, which the reader left out",
+    "dropped_equal_scores": "rankings of the file whose scores are all the same, which the reader left out",
 }
 
 
@@ -144,7 +180,9 @@ def shared_prompts(records: Sequence[Preference], held_out: Sequence[Preference]
 def lines(checked: Checked) -> Iterator[str]:
     """The check in words."""
     yield f"{checked.pairs:,} pairs of {checked.prompts:,} prompts"
-    yield f"chosen is longer in {checked.chosen_longer:.1%}; 'the longer answer wins' is right in {checked.ruler:.1%}"
+    value, low, high = checked.ruler
+    yield f"chosen is longer in {checked.chosen_longer:.1%}"
+    yield f"'the longer answer wins' is right in {value:.1%} [{low:.1%}, {high:.1%}]"
     for finding in checked.findings:
         where = f" (rows {', '.join(str(row + 1) for row in finding.rows)} …)" if finding.rows else ""
         yield f"{finding.times:,} × {finding.name}: {finding.meaning}{where}"
@@ -154,4 +192,5 @@ def lines(checked: Checked) -> Iterator[str]:
 
 def as_json(checked: Checked) -> dict[str, object]:
     """Every figure, for machines."""
-    return {**checked._asdict(), "flaws": checked.flaws, "findings": [f._asdict() for f in checked.findings]}
+    findings = [finding._asdict() for finding in checked.findings]
+    return {**checked._asdict(), "ruler": checked.ruler._asdict(), "flaws": checked.flaws, "findings": findings}

@@ -74,6 +74,9 @@ def evaluate(
 @app.command()
 def check(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Preferences: an artifact, a folder, or a file.")],
+    base: Annotated[
+        Path | None, typer.Option("--base", metavar="DIR", help="A policy: also check what its context would cut.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 2 if there is any flaw.")] = False,
     json: ResultJsonOption = False,
 ) -> None:
@@ -81,7 +84,7 @@ def check(
     from llmcore.errors import DataError
     from llmreward.check import as_json, check_path, lines
 
-    checked = check_path(data)
+    checked = check_path(data, base=base)
     print(json_library.dumps(as_json(checked)) if json else "\n".join(lines(checked)))
     if strict and checked.flaws:
         raise DataError(f"{data} has {checked.flaws} flaws", hint="mend or remove these rows")

@@ -25,9 +25,9 @@ from llmcore.train.diverged import NotFiniteError
 from llmcore.train.loop import fit, train_step
 from llmcore.train.metrics import read_metrics
 from llmcore.train.optim import AdamW
+from llmcore.train.retention import snapshot_paths
 from llmcore.train.run import Run
 from llmcore.train.signals import Stopped
-from llmcore.train.snapshot import snapshot_paths
 from llmcore.train.source import FromFunction, SourceState
 
 STEPS = 7
@@ -124,11 +124,12 @@ def train(
     source: Rows | None = None,
     loss_fn: Callable[[Any, Any], Loss] = next_token_loss,
     evaluation: Callable[[nn.Module], dict[str, float]] = evaluate,
+    quiet: bool = True,
 ) -> None:
     """What a stage does, whole."""
     config = config or settings()
     model = tiny()
-    with Run(out, made_by="test", config=config, quiet=True) as run:
+    with Run(out, made_by="test", config=config, quiet=quiet) as run:
         fit(model, source or Rows(), loss_fn, config, run, evaluate=evaluation)
         run.finish(model)
 
@@ -359,6 +360,38 @@ def killing_at(step: int) -> Callable[[Any, Any], Loss]:
         return next_token_loss(model, batch)
 
     return loss_fn
+
+
+@forking
+def test_the_next_start_tells_of_a_silent_death_and_of_what_was_never_completed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert in_child(partial(train, out, loss_fn=killing_at(5), quiet=False)) == -signal.SIGKILL
+    (out / "run/checkpoints/.tmp-step-00000004-77").mkdir()
+    (out / "run/checkpoints/.tmp-del-step-00000001-77").mkdir()
+    capfd.readouterr()
+    train(out, quiet=False)
+    told = capfd.readouterr().err
+    for expected in (
+        "resumed from step 3",
+        "ended without a word at step 4 or later, perhaps for memory: it goes on after step 3",
+        "removed what was never completed: step-00000004\n",
+    ):
+        assert expected in told
+    assert "the last start (process " in told
+    train(out, quiet=False)
+    assert "ended without a word" not in capfd.readouterr().err
+
+
+def test_a_start_that_failed_is_told_as_one_that_failed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def explode(model: Transformer, batch: Batch) -> Loss:
+        raise ValueError("a defect")
+
+    with pytest.raises(ValueError, match="a defect"):
+        train(tmp_path, loss_fn=explode)
+    train(tmp_path, quiet=False)
+    assert "ended without a word" not in capfd.readouterr().err
 
 
 @forking

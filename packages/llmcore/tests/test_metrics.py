@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmcore.errors import ArtifactError, LLMError
-from llmcore.train.metrics import MetricsFile, open_tensorboard, read_metrics
+from llmcore.train.metrics import MetricsFile, read_metrics
 
 
 def write(path: Path, start: int, *rows: dict[str, float]) -> MetricsFile:
@@ -86,17 +86,3 @@ def test_a_full_disk_is_one_sentence_that_names_the_file(tmp_path: Path) -> None
         metrics.file = full
         with pytest.raises(LLMError, match=r"metrics\.jsonl could not be written: the disk is full"):
             metrics.add({"step": 1, "loss": 1.0})
-
-
-def test_tensorboard_reads_what_was_written_and_forgets_repeated_steps(tmp_path: Path) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    for start, rows in ((0, [(1, 5.0), (2, 4.0), (3, 3.0)]), (2, [(3, 2.0), (4, 1.0)])):
-        events = open_tensorboard(tmp_path, start=start)
-        assert events is not None
-        for step, loss in rows:
-            events.add({"step": step, "loss": loss, "val_loss": loss + 1, "absent": None})
-        events.close()
-    loaded = accumulator.EventAccumulator(str(tmp_path))
-    loaded.Reload()
-    assert [(e.step, e.value) for e in loaded.Scalars("train/loss")] == [(1, 5.0), (2, 4.0), (3, 2.0), (4, 1.0)]
-    assert set(loaded.Tags()["scalars"]) == {"train/loss", "val/loss"}

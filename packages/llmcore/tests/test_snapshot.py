@@ -11,6 +11,7 @@ from torch import nn
 from llmcore.errors import ArtifactError, LLMError, TrainingError
 from llmcore.train import snapshot as module
 from llmcore.train.optim import AdamW
+from llmcore.train.retention import snapshot_paths
 from llmcore.train.snapshot import (
     Progress,
     Snapshot,
@@ -18,11 +19,9 @@ from llmcore.train.snapshot import (
     load_snapshot,
     model_state,
     optimizer_state,
-    prune,
     restore_model,
     restore_optimizer,
     save_snapshot,
-    snapshot_paths,
 )
 from llmcore.train.source import SourceState
 
@@ -109,16 +108,6 @@ def test_a_snapshot_is_committed_whole_with_the_modes_of_the_umask(tmp_path: Pat
         "manifest.json",
     }
     assert {oct(p.stat().st_mode & 0o777) for p in path.iterdir()} == {"0o644"}
-
-
-def test_retention_keeps_the_newest_by_step_and_nothing_foreign_goes(tmp_path: Path) -> None:
-    for step in (30, 10, 100, 20):
-        save(tmp_path, step)
-    (tmp_path / "step-00000005").mkdir()  # never committed
-    (tmp_path / "notes").mkdir()
-    prune(tmp_path, keep=2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["notes", "step-00000005", "step-00000030", "step-00000100"]
-    assert list(snapshot_paths(tmp_path)) == [30, 100]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])

@@ -52,6 +52,16 @@ def test_plain_lines_have_the_names_of_the_metrics_and_nothing_is_redrawn() -> N
     assert "\x1b" not in text
 
 
+def test_plain_lines_say_how_long_it_will_take() -> None:
+    used = console(terminal=False)
+    view = PlainView(used)
+    view.begin(step=0, steps=100)
+    for step, seconds in ((1, 60.0), (2, 61.0), (3, 62.0)):  # the first step of a start is slow, and counts for nothing
+        view.step({**ROW, "step": step, "seconds": seconds})
+        view.log({"step": step, "seconds": seconds})
+    assert shown(used).splitlines() == ["step=1 seconds=60", "step=2 seconds=61 eta=1:38", "step=3 seconds=62 eta=1:37"]
+
+
 def test_a_terminal_gets_a_bar_with_loss_validation_and_speed() -> None:
     used = console(terminal=True)
     view = LiveView(used)

@@ -150,8 +150,11 @@ def open_regular(path: Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def lock_directory(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; the lock dies with the process, so none is ever stale."""
+def lock_directory(folder: Path) -> Iterator[str]:
+    """Hold a folder for this process; the lock dies with the process, so none is ever stale.
+
+    Yields who held it last and died without letting go (`kill -9`, a power failure), or nothing.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666 & ~current_umask())
@@ -161,9 +164,13 @@ def lock_directory(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             holder = os.read(descriptor, 200).decode("utf-8", "replace").strip() or "another process"
             raise LLMError(f"{folder} is in use by {holder}", hint="wait for it, or choose another --out") from None
+        died = os.read(descriptor, 200).decode("utf-8", "replace").strip()
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        yield
+        try:
+            yield died
+        finally:
+            os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from llmcore.config import Config
 from llmcore.train.optim import AdamW, AnyOptimizer
 from llmcore.train.schedule import AnySchedule, Cosine
+from llmcore.train.watchers import AnyWatcher, TensorBoard
 
 
 class TrainConfig(Config):
@@ -39,9 +40,33 @@ class TrainConfig(Config):
     save_every: int = Field(200, ge=1)
     """Steps between two resumable checkpoints; the last step has one in any case."""
     keep: int = Field(2, ge=2)
-    """How many resumable checkpoints to keep."""
+    """How many of the newest resumable checkpoints to keep."""
+    keep_best: int = Field(0, ge=0)
+    """How many of the best to keep beside them; an evaluation that is among the best is saved at once."""
+    best_metric: str = "val_loss"
+    """The figure of an evaluation that says what is best."""
+    best_mode: Literal["auto", "min", "max"] = "auto"
+    """Whether lower or higher is better; auto: by the metric's name (accuracy, reward and the like: higher)."""
+    pin_every: int | None = Field(None, ge=1)
+    """Keep for good every checkpoint whose step this divides; `llmcore runs pin` keeps others."""
+    artifact: Literal["last", "best"] = "last"
+    """Which weights the run ends with: the last, or those of the best checkpoint (`keep_best`)."""
     stop_after: int | None = Field(None, ge=0)
     """End early, and resumably, after this step."""
+    watch: tuple[AnyWatcher, ...] = (TensorBoard(),)
+    """Where the run is shown beside metrics.jsonl: tensorboard, wandb (`llmcore[wandb]`), or none: []."""
+    histogram_every: int | None = Field(None, ge=1)
+    """Steps between two histograms of every weight and its gradient; none if absent."""
+    sample_every: int | None = Field(None, ge=1)
+    """Steps between two samples of what the model says, in run/samples.jsonl and on the screen; none if absent."""
+    sample_prompts: tuple[str, ...] = ()
+    """What it is asked; the stage's own prompts if empty."""
+    sample_tokens: int = Field(64, ge=1)
+    """Longest sample."""
+    mfu: bool = False
+    """Record the share of the device's peak that is used, against a product measured at the start, and the memory."""
+    profile: str | None = Field(None, pattern=r"^\d+\.\.\d+$")
+    """Trace these steps with PyTorch's profiler, as 10..15, into run/profile."""
 
     @model_validator(mode="after")
     def check_rows(self) -> "TrainConfig":
@@ -50,11 +75,34 @@ class TrainConfig(Config):
             raise ValueError(f"micro_batch is {self.micro_batch}, more than the batch of {self.batch}")
         return self
 
+    @model_validator(mode="after")
+    def check_best(self) -> "TrainConfig":
+        """The best weights can be taken from a checkpoint that is kept only."""
+        if self.artifact == "best" and not self.keep_best:
+            raise ValueError("artifact is 'best', and no best checkpoint is kept: set keep_best=1")
+        return self
+
+    @model_validator(mode="after")
+    def check_profile(self) -> "TrainConfig":
+        """From a step to a later one."""
+        if self.profile is not None and self.profiled_steps[0] > self.profiled_steps[1]:
+            raise ValueError(f"profile is {self.profile!r}, which ends before it begins")
+        return self
+
+    @property
+    def profiled_steps(self) -> tuple[int, int]:
+        """The first and last step to trace, counted from 1; (0, 0) for none."""
+        first, _, last = (self.profile or "0..0").partition("..")
+        return int(first), int(last)
+
     @property
     def rows(self) -> int:
         """Rows per forward pass."""
         return self.micro_batch or self.batch
 
 
-SAFE_TO_CHANGE = frozenset({"device", "micro_batch", "log_every", "eval_every", "save_every", "keep", "stop_after"})
+SAFE_TO_CHANGE = frozenset(
+    {"device", "micro_batch", "log_every", "eval_every", "save_every", "stop_after"}
+    | {"keep", "keep_best", "best_metric", "best_mode", "pin_every"}
+)
 """Settings that may differ when a run goes on: they change neither the data nor the updates (beyond rounding)."""

@@ -24,6 +24,7 @@ from llmcore.train.device import to_device
 from llmcore.train.diverged import NotFiniteError
 from llmcore.train.optim import set_rate
 from llmcore.train.seeds import step_seed
+from llmcore.train.session import due
 from llmcore.train.source import Source
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def fit(
             session.advance(result, lr=lr)
             if due(session.step, config.eval_every, config):
                 session.evaluate(check)
-            if due(session.step, config.save_every, config):
+            if session.save_due():
                 session.save(optimizer, source.state())
         session.end(optimizer, source.state)
 
@@ -126,11 +127,6 @@ def train_step(
     optimizer.step()
     means = {name: total / items for name, (total, items) in sums.items() if items}
     return StepResult(math.fsum(losses) / count, grad_norm, count, tokens, means)
-
-
-def due(step: int, every: int, config: TrainConfig) -> bool:
-    """Whether something done every so many steps, and at the last, is to be done after this one."""
-    return step % every == 0 or step == config.steps
 
 
 def add_metric(sums: dict[str, list[float]], name: str, total: float, items: int) -> None:

@@ -1,10 +1,9 @@
-"""What a run measured: `metrics.jsonl` is the truth, one JSON object a step; TensorBoard shows the same."""
+"""What a run measured: `metrics.jsonl` is the truth, one JSON object a step."""
 
 import errno
 import json
 import math
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ class MetricsFile:
         """Open for steps after `start`."""
         self.path = path
         rows, self.abandoned = kept_rows(path, start)
+        self.rows = [row.figures for row in rows]
         self.last: dict[str, float | int | None] = dict(rows[-1].figures) if rows else {}
         self.end = rows[-1].offset if rows else 0
         try:
@@ -114,48 +114,3 @@ def encode(row: Row) -> bytes:
     """One line; JSON has no NaN, so a figure that is none becomes null."""
     clean = {k: v if v is None or math.isfinite(v) else None for k, v in row.items()}
     return json.dumps(clean, allow_nan=False).encode() + b"\n"
-
-
-class TensorBoard:
-    """Event files for TensorBoard, where it is installed; steps a resumed run repeats are purged."""
-
-    def __init__(self, folder: Path, *, start: int) -> None:
-        # 0.15 s after torch, against seconds for anything that would look for TensorFlow.
-        from tensorboard.compat.proto.event_pb2 import SessionLog  # type: ignore[import-untyped]
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter  # type: ignore[import-untyped]
-
-        purge = folder.is_dir() and any(folder.iterdir())
-        self.writer = EventFileWriter(str(folder))
-        if purge:
-            self.add_event(start + 1, session_log=SessionLog(status=SessionLog.START))
-
-    def add(self, row: Row) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
-
-        values = [
-            Summary.Value(tag=tag(name), simple_value=value)
-            for name, value in row.items()
-            if name != "step" and value is not None
-        ]
-        self.add_event(int(row["step"] or 0), summary=Summary(value=values))
-
-    def add_event(self, step: int, **content: Any) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-
-        self.writer.add_event(Event(wall_time=time.time(), step=step, **content))
-
-    def close(self) -> None:
-        self.writer.close()
-
-
-def open_tensorboard(folder: Path, *, start: int) -> TensorBoard | None:
-    """A writer, if TensorBoard is installed (`llmcore[tb]`)."""
-    try:
-        return TensorBoard(folder, start=start)
-    except ModuleNotFoundError:
-        return None
-
-
-def tag(name: str) -> str:
-    """`val_loss` -> `val/loss`, `loss` -> `train/loss`."""
-    return f"val/{name.removeprefix('val_')}" if name.startswith("val_") else f"train/{name}"

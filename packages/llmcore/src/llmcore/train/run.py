@@ -26,16 +26,21 @@ from llmcore.errors import ArtifactError, ConfigError
 from llmcore.extensions import needs_of
 from llmcore.manifest import NAME as MANIFEST
 from llmcore.manifest import Manifest, read_manifest, write_manifest
-from llmcore.storage import lock_directory, remove_durably, remove_leftovers, write_durably
+from llmcore.storage import TEMPORARY, lock_directory, remove_durably, remove_leftovers, write_durably
 from llmcore.tokenizer import Tokenizer
 from llmcore.train import identity
 from llmcore.train.config import TrainConfig
 from llmcore.train.describe import end_figures, end_places
 from llmcore.train.device import Placement, resolve
 from llmcore.train.identity import Identity, check_same_run, identity_of, read_identity
+from llmcore.train.retention import snapshot_paths, step_name
+from llmcore.train.samples import Prompting
 from llmcore.train.session import Session
-from llmcore.train.snapshot import Progress, Snapshot, latest_intact, load_snapshot, snapshot_paths, step_name
+from llmcore.train.snapshot import Progress, Snapshot, latest_intact, load_snapshot
 from llmcore.train.view import choose_view
+
+TIMED = frozenset({"step", "tokens", "seconds", "tokens_per_s", "mfu", "memory_gib"})
+"""Figures of a line of metrics that are no result."""
 
 
 class Run:
@@ -54,8 +59,12 @@ class Run:
         json: bool = False,
         facts: Mapping[str, str] | None = None,
         next_commands: Sequence[str] = (),
+        prompting: Prompting | None = None,
     ) -> None:
-        """Take the folder `out`, new or of this same run; `facts` join the start panel, `next_commands` the end."""
+        """Take the folder `out`, new or of this same run; `facts` join the start panel, `next_commands` the end.
+
+        `prompting` is how samples are asked for during the run, of models that say something.
+        """
         self.out, self.made_by, self.config = Path(out), made_by, config
         self.parents, self.tokenizer = dict(parents or {}), tokenizer
         self.json, self.facts, self.next_commands = json, dict(facts or {}), tuple(next_commands)
@@ -63,6 +72,7 @@ class Run:
         self.snapshots = self.folder / "checkpoints"
         self.metrics_path = self.folder / "metrics.jsonl"
         self.identity_path = self.folder / identity.NAME
+        self.prompting = prompting
         self.view = choose_view(quiet=quiet)
         self.figures: dict[str, float] = {}
         self.progress = Progress()
@@ -72,11 +82,12 @@ class Run:
         self.resume = check_resume(resume)
         check_ours(self.out, self.folder)
         self.agree()  # before the lock, so that a refusal leaves another run's folder as it is
-        self.held.enter_context(lock_directory(self.folder))
+        self.best: int | None = None
+        self.died = self.held.enter_context(lock_directory(self.folder))
         try:
             self.identity = self.agree()
-            for folder in (self.out, self.folder, self.snapshots):
-                remove_leftovers(folder)
+            left = [name for folder in (self.out, self.folder, self.snapshots) for name in remove_leftovers(folder)]
+            self.unfinished = [whole for name in left if (whole := unfinished_name(name))]
             self.complete = self.finished()
         except BaseException:
             self.close()
@@ -173,6 +184,11 @@ class Run:
         self.progress, self.peak = progress, peak
         self.figures = {name: value for name, value in last.items() if isinstance(value, int | float)}
 
+    def took(self, step: int, row: Mapping[str, Any]) -> None:
+        """Remember that the artifact is that of an earlier step, with its figures."""
+        self.best = step
+        self.note(self.progress, row, peak=self.peak)
+
     def snapshot_path(self, step: int) -> Path:
         return self.snapshots / step_name(step)
 
@@ -196,7 +212,7 @@ class Run:
                 model, kind=kind, metrics=metrics or {}, counts=counts or {}, extra_files=extra_files or {}, base=base
             )
             self.view.end(
-                end_figures(self.complete, self.progress, peak=self.peak),
+                {"weights": self.weights_told(), **end_figures(self.complete, self.progress, peak=self.peak)},
                 end_places(self.out, self.metrics_path, self.next_commands),
             )
         else:
@@ -205,6 +221,10 @@ class Run:
             print(self.complete.model_dump_json(), flush=True)
         self.close()
         return self.complete
+
+    def weights_told(self) -> str:
+        """Whose weights the artifact has."""
+        return "of the last step" if self.best is None else f"of step {self.best}, the best of {self.progress.step}"
 
     def write_artifact(
         self,
@@ -238,7 +258,7 @@ class Run:
             files = ["model.safetensors"]
         for name, data in extra_files.items():
             write_durably(self.out / name, data)
-        timeless = {n: v for n, v in self.figures.items() if n not in ("step", "tokens", "seconds", "tokens_per_s")}
+        timeless = {n: v for n, v in self.figures.items() if n not in TIMED}
         return write_manifest(
             self.out,
             kind=kind,
@@ -248,7 +268,12 @@ class Run:
             places=places,
             needs=needs,
             metrics=timeless | dict(metrics),
-            counts={"steps": self.progress.step, "tokens": self.progress.tokens, **counts},
+            counts={
+                "steps": self.progress.step,
+                "tokens": self.progress.tokens,
+                **({} if self.best is None else {"best_step": self.best}),
+                **counts,
+            },
             environment=self.environment,
             files=[*files, *extra_files],
         )
@@ -264,6 +289,12 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def unfinished_name(leftover: str) -> str:
+    """`.tmp-step-00000400-77` -> `step-00000400`; nothing for what was being deleted, and for single files."""
+    name = leftover.removeprefix(TEMPORARY)
+    return name.rpartition("-")[0] if name.startswith("step-") else ""
 
 
 def check_resume(resume: str) -> str:

@@ -17,33 +17,39 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from llmcore.errors import TrainingError
+from llmcore.errors import ExtensionError, TrainingError
 from llmcore.train.config import TrainConfig
 from llmcore.train.describe import start_facts
 from llmcore.train.device import environment, place
 from llmcore.train.diverged import NotFiniteError, diverged
 from llmcore.train.memory import memory_advice, peak_bytes
-from llmcore.train.metrics import MetricsFile, open_tensorboard
+from llmcore.train.metrics import MetricsFile, read_metrics
+from llmcore.train.profiling import Profiling
+from llmcore.train.retention import Retention, read_pins, snapshot_paths
+from llmcore.train.samples import sampler_of
 from llmcore.train.seeds import step_seed
 from llmcore.train.signals import Interruption, Stopped, StopRequest
 from llmcore.train.snapshot import (
     Progress,
     Snapshot,
+    load_snapshot,
     model_state,
     optimizer_state,
-    prune,
     restore_model,
     restore_optimizer,
     save_snapshot,
 )
 from llmcore.train.source import SourceState
+from llmcore.train.utilization import matmul_peak, training_flops
+from llmcore.train.view import amount
+from llmcore.train.watchers import About, Watching
 
 if TYPE_CHECKING:
     from llmcore.train.loop import StepResult
     from llmcore.train.run import Run
 
-STANDARD = frozenset({"step", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "seconds"})
-"""What every line of metrics has; a loss cannot give these names to figures of its own."""
+STANDARD = frozenset({"step", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "seconds", "mfu", "memory_gib"})
+"""What lines of metrics have; a loss cannot give these names to figures of its own."""
 
 WINDOW = 20
 """Steps over which tokens per second are taken."""
@@ -62,6 +68,12 @@ class Session:
         self.saved_step = self.progress.step if self.snapshot else None
         self.source_state = self.snapshot.source if self.snapshot else None
         self.recent: deque[tuple[int, float]] = deque(maxlen=WINDOW)
+        first, last = config.profiled_steps
+        self.profiling = Profiling(run.folder / "profile", first=first, last=last)
+        self.sampler = sampler_of(run.folder / "samples.jsonl", run.prompting, run.tokenizer, config)
+        self.watchers: list[Watching] = []
+        self.flops: int | None = None
+        self.flops_peak = 0.0
 
     @property
     def step(self) -> int:
@@ -75,12 +87,34 @@ class Session:
             self.run.begin(environment(self.placement))
             self.metrics = MetricsFile(self.run.metrics_path, start=self.step)
             opening.callback(self.metrics.close)
-            self.events = open_tensorboard(self.run.folder / "tensorboard", start=self.step)
+            self.retention = Retention(self.config, self.metrics.rows)
+            read_pins(self.run.folder)  # a damaged list is told now, not at the first save
+            if self.sampler is not None:
+                self.sampler.start(self.step)
+            self.open_watchers(opening)
             self.tell_start()
+            if self.config.mfu:
+                self.flops = training_flops(self.model)
+                self.flops_peak = matmul_peak(self.device, self.placement.dtype)
             self.model.train()
             opening.enter_context(self.stop)
             opening.pop_all()
         return self
+
+    def open_watchers(self, opening: contextlib.ExitStack) -> None:
+        """Open every watcher; one that nobody asked for by name may be missing."""
+        run = self.run
+        about = About(run.out.name, run.made_by, self.step, run.identity.config)
+        for part in self.config.watch:
+            try:
+                watcher = part.build(run.folder, about)
+            except ExtensionError as error:
+                if "watch" in self.config.model_fields_set:
+                    raise
+                run.view.say(f"no curves: {error.hint}")
+            else:
+                opening.callback(watcher.close)
+                self.watchers.append(watcher)
 
     def tell_start(self) -> None:
         """Say what is about to happen, and what happened before."""
@@ -89,12 +123,22 @@ class Session:
         run.view.start(f"{run.made_by} · {run.out.name}", facts)
         if self.snapshot:
             run.view.say(f"resumed from step {self.step}")
-        if self.metrics.abandoned is not None:
-            run.view.say(
-                f"the last start reached step {self.metrics.abandoned} and ended without saving it "
-                "(killed, perhaps for memory, or an error): what came after step "
-                f"{self.step} is done again"
+        for line in self.what_happened():
+            run.view.say(line)
+
+    def what_happened(self) -> Iterator[str]:
+        """What the end of the last start left behind, in words."""
+        reached = self.metrics.abandoned
+        if self.run.died:
+            where = "" if reached is None else f" at step {reached} or later"
+            yield (
+                f"the last start ({self.run.died}) ended without a word{where}, perhaps for memory: "
+                f"it goes on after step {self.step}"
             )
+        elif reached is not None:
+            yield f"the last start failed after step {reached}: what came after step {self.step} is done again"
+        if self.run.unfinished:
+            yield f"removed what was never completed: {', '.join(self.run.unfinished)}"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -103,8 +147,9 @@ class Session:
             if error is not None:
                 closing.callback(self.run.close)
             closing.callback(self.metrics.close)
-            if self.events is not None:
-                closing.callback(self.events.close)
+            for watcher in self.watchers:
+                closing.callback(watcher.close)
+            closing.callback(self.end_profile)
             closing.callback(self.run.view.pause)
             closing.callback(self.stop.__exit__)
             self.model.eval()
@@ -120,8 +165,11 @@ class Session:
 
     def goes_on(self) -> bool:
         """Whether another step is to be taken; starts its clock."""
+        more = self.step < self.last_step() and self.stop.code is None
+        if more:
+            self.profiling.before(self.step + 1)
         self.started_at = time.perf_counter()
-        return self.step < self.last_step() and self.stop.code is None
+        return more
 
     def last_step(self) -> int:
         """Where this process ends."""
@@ -163,9 +211,40 @@ class Session:
             "tokens_per_s": self.speed(),
             "seconds": round(self.progress.seconds, 3),
         }
-        self.run.view.step(row)
+        if self.config.mfu:
+            row |= self.utilization()
+        self.run.view.step({**row, "memory": amount(peak_bytes(self.device), "B")})
+        traced = self.profiling.after(self.step)
+        if traced:
+            self.run.view.say(traced)
         if self.step % self.config.log_every == 0 or self.step in (1, self.config.steps):
             self.record(row)
+        self.show_more()
+
+    def utilization(self) -> dict[str, float]:
+        """The last steps' FLOP/s as a share of the measured peak, and the most memory held so far."""
+        share = {} if self.flops is None else {"mfu": round(self.flops * self.speed() / self.flops_peak, 4)}
+        return {**share, "memory_gib": round(peak_bytes(self.device) / 2**30, 3)}
+
+    def show_more(self) -> None:
+        """Histograms and samples, where they are due."""
+        config = self.config
+        if config.histogram_every and self.step % config.histogram_every == 0:
+            spread = dict(weights_and_gradients(self.model))
+            for watcher in self.watchers:
+                watcher.histograms(self.step, spread)
+        if self.sampler is not None and config.sample_every and due(self.step, config.sample_every, config):
+            pairs = self.sampler.sample(self.model, self.step)
+            for watcher in self.watchers:
+                watcher.texts(self.step, pairs)
+            for prompt, text in pairs:
+                self.run.view.say(f"step {self.step} says: {prompt}│{text}")
+
+    def end_profile(self) -> None:
+        """Write the trace of steps that ended early."""
+        traced = self.profiling.finish(self.step)
+        if traced:
+            self.run.view.say(traced)
 
     def speed(self) -> float:
         """Tokens per second over the last steps, without evaluations and saves."""
@@ -173,7 +252,10 @@ class Session:
 
     def evaluate(self, function: Callable[[], Mapping[str, float]] | None) -> None:
         """Add validation figures to this step's line, unless it has them; a signal puts them off to the next start."""
-        if function is None or self.metrics.evaluated(self.step):
+        if function is None:
+            self.refuse_best()
+            return
+        if self.metrics.evaluated(self.step):
             return
         self.model.eval()
         torch.manual_seed(step_seed(self.config.seed, self.step))
@@ -186,14 +268,28 @@ class Session:
             self.model.train()
         self.record({"step": self.step, **figures})
 
+    def refuse_best(self) -> None:
+        """Without an evaluation no checkpoint is the best."""
+        if self.config.keep_best:
+            raise TrainingError(
+                f"train.keep_best is {self.config.keep_best}, and this run has no evaluation to rank by",
+                hint="give held-out data, or leave keep_best out",
+            )
+
     def record(self, row: Mapping[str, float | int]) -> None:
         """Write one line of metrics wherever it belongs."""
         self.metrics.add(row)
-        if self.events is not None:
-            self.events.add(row)
+        self.retention.note(row)
+        for watcher in self.watchers:
+            watcher.add(row)
         self.run.view.log(row)
         if self.run.json:
             print(json.dumps(row), flush=True)
+
+    def save_due(self) -> bool:
+        """Whether this step is to be saved: by its number, or because it is among the best."""
+        best = self.config.keep_best > 0 and self.metrics.evaluated(self.step) and self.retention.among_best(self.step)
+        return best or due(self.step, self.config.save_every, self.config)
 
     def save(self, optimizer: torch.optim.Optimizer, source: SourceState | None) -> None:
         """Make this step one that the run can go on from; it is announced once it is durable."""
@@ -202,16 +298,43 @@ class Session:
         save_snapshot(self.run.snapshots, snapshot, made_by=self.run.made_by)
         self.saved_step = self.step
         self.run.view.say(f"saved step {self.step}")
-        prune(self.run.snapshots, keep=self.config.keep)
+        self.retention.prune(self.run.snapshots)
 
     def end(self, optimizer: torch.optim.Optimizer, source_state: Callable[[], SourceState | None]) -> None:
         """Save the last step; leave by SystemExit if it is not the last of the run."""
         if self.saved_step != self.step:
             self.save(optimizer, source_state())
         self.run.note(self.progress, self.metrics.last, peak=peak_bytes(self.device))
+        if self.step == self.config.steps and self.config.artifact == "best":
+            self.take_best()
         if self.step < self.config.steps:
             self.run.view.pause()
             self.run.view.say(
                 f"stopped at step {self.step} of {self.config.steps}: give the same command again to go on"
             )
             raise Stopped(self.stop.code or 0)
+
+    def take_best(self) -> None:
+        """Give the model the weights of the best checkpoint that is there."""
+        ranked = self.retention.best(snapshot_paths(self.run.snapshots))
+        if not ranked:
+            raise TrainingError(
+                f"train.artifact is 'best', and no checkpoint has a {self.config.best_metric}",
+                hint="evaluate more often: train.eval_every",
+            )
+        path = self.run.snapshot_path(ranked[0])
+        restore_model(self.model, load_snapshot(path).model, path)
+        self.run.took(ranked[0], next(row for row in read_metrics(self.run.metrics_path) if row["step"] == ranked[0]))
+
+
+def weights_and_gradients(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every weight and, where it has one, its gradient (as the last update used it), by name."""
+    for name, weight in model.named_parameters():
+        yield f"weights/{name}", weight
+        if weight.grad is not None:
+            yield f"gradients/{name}", weight.grad
+
+
+def due(step: int, every: int, config: TrainConfig) -> bool:
+    """Whether something done every so many steps, and at the last, is to be done after this one."""
+    return step % every == 0 or step == config.steps

@@ -10,7 +10,6 @@ No random state: randomness is a function of (seed, step).
 """
 
 import json
-import re
 from collections.abc import Set
 from pathlib import Path
 from typing import NamedTuple
@@ -22,13 +21,12 @@ from torch import Tensor, nn
 
 from llmcore.config import Config, first_problem
 from llmcore.errors import ArtifactError, LLMError, TrainingError
-from llmcore.manifest import NAME as MANIFEST
 from llmcore.manifest import verify_artifact, write_manifest
-from llmcore.storage import check_free_space, commit_directory, read_regular, remove_durably
+from llmcore.storage import check_free_space, commit_directory, read_regular
 from llmcore.tensors import all_finite, load_tensors
+from llmcore.train.retention import step_name
 from llmcore.train.source import SourceState
 
-STEP_NAME = re.compile(r"step-(\d{8,})")
 LARGEST_STATE = 64 << 20
 
 
@@ -106,16 +104,6 @@ def load_snapshot(path: Path) -> Snapshot:
     )
 
 
-def snapshot_paths(folder: Path) -> dict[int, Path]:
-    """Committed snapshots by step, oldest first; anything else in the folder is none of ours."""
-    found: dict[int, Path] = {}
-    for path in folder.iterdir() if folder.is_dir() else ():
-        match = STEP_NAME.fullmatch(path.name)
-        if match and (path / MANIFEST).is_file():
-            found[int(match[1])] = path
-    return dict(sorted(found.items()))
-
-
 def latest_intact(paths: dict[int, Path]) -> int | None:
     """The highest step whose snapshot verifies."""
     for step, path in reversed(paths.items()):
@@ -125,12 +113,6 @@ def latest_intact(paths: dict[int, Path]) -> int | None:
             continue
         return step
     return None
-
-
-def prune(folder: Path, *, keep: int) -> None:
-    """Remove all but the newest `keep` snapshots, by step."""
-    for path in list(snapshot_paths(folder).values())[:-keep]:
-        remove_durably(path)
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
@@ -185,10 +167,6 @@ def restore_optimizer(
     order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
     packed["state"] = {index: saved[name] for index, name in enumerate(order) if name in saved}
     optimizer.load_state_dict(packed)
-
-
-def step_name(step: int) -> str:
-    return f"step-{step:08d}"
 
 
 def detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -73,22 +73,35 @@ class QuietView:
 
 
 class PlainView:
-    """One line for each thing; the names are those of metrics.jsonl."""
+    """One line for each thing; the names are those of metrics.jsonl, and `eta` is the time left."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self.began: tuple[int, float] | None = None
+        self.steps = 0
 
     def start(self, title: str, facts: Mapping[str, str]) -> None:
         self.say(title)
         for name, value in facts.items():
             self.say(f"  {name:<7} {value}")
 
-    def begin(self, *, step: int, steps: int) -> None: ...
+    def begin(self, *, step: int, steps: int) -> None:  # noqa: ARG002
+        self.steps = steps
 
-    def step(self, row: Row) -> None: ...
+    def step(self, row: Row) -> None:
+        if self.began is None:
+            self.began = row["step"], row["seconds"]
 
     def log(self, row: Row) -> None:
-        self.say(" ".join(f"{name}={number(value)}" for name, value in row.items()))
+        told = [f"{name}={number(value)}" for name, value in row.items()]
+        self.say(" ".join(told + self.eta(row)))
+
+    def eta(self, row: Row) -> list[str]:
+        """The time that the steps to come will take, from those of this start but its first."""
+        if self.began is None or "seconds" not in row or row["step"] <= self.began[0]:
+            return []
+        each = (row["seconds"] - self.began[1]) / (row["step"] - self.began[0])
+        return [f"eta={duration(each * (self.steps - row['step']))}"]
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -183,8 +196,8 @@ class LiveView:
                 if name != "step"
             )
             parts.append(f"val {figures} @{self.validation['step']}")
-        short = {"grad_norm": "|g|", "tokens_per_s": "tok/s"}
-        hidden = {"step", "loss", "tokens", "seconds"}
+        short = {"grad_norm": "|g|", "tokens_per_s": "tok/s", "memory": "mem"}
+        hidden = {"step", "loss", "tokens", "seconds", "memory_gib"}
         parts += [f"{short.get(n, n)} {number(v)}" for n, v in self.row.items() if n not in hidden]
         return " · ".join(parts)
 

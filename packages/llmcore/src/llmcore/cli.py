@@ -153,6 +153,28 @@ def doctor(json: ResultJsonOption = False) -> None:
         raise typer.Exit(2)
 
 
+@app.command()
+def replay(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="OUT/run/nan-dump of a run, or OUT with --step.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="SETTINGS", help="Where the inputs are now: inputs.base=DIR.")
+    ] = None,
+    step: Annotated[int | None, typer.Option("--step", metavar="N", help="The step to take again, from 1.")] = None,
+    json: ResultJsonOption = False,
+) -> None:
+    """Take one step of a run again: its loss and gradient to the bit, and the norms of every module in it.
+
+    [bold]Examples[/bold]
+
+      llmcore replay runs/pretrain-tiny/run/nan-dump
+
+      llmcore replay runs/sft --step 120 inputs.base=elsewhere/pretrain
+    """
+    from llmcore.runs.again import replay_step
+
+    replay_step(path, settings or [], step=step, json=json)
+
+
 import_app = command.new_app("Bring a model from elsewhere.")
 app.add_typer(import_app, name="import")
 export_app = command.new_app("Take a model elsewhere.")

@@ -5,12 +5,14 @@ Exit codes: 0 ok; 1 unexpected (traceback in the run's log, or with LLM_DEBUG=1)
 """
 
 import contextlib
+import inspect
 import json
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, NoReturn, cast
 
@@ -23,6 +25,16 @@ from llmcore.storage import disk_error
 
 DISK_ERRORS = {"ENOSPC", "EDQUOT", "EROFS", "EIO", "EACCES"}
 
+NOTHING_MADE: ContextVar[bool] = ContextVar("nothing_made", default=False)
+"""Whether a command runs that writes nothing, for whose sake no built-in data are made."""
+
+MAKING = {
+    "tokens": "llmdata tokens --out runs/data/tokens",
+    "chats": "llmdata records --kind chats --out runs/data/chats",
+    "preferences": "llmdata records --kind preferences --out runs/data/preferences",
+    "prompts": "llmdata records --kind prompts --out runs/data/prompts",
+}
+"""How each built-in artifact is made by hand."""
 
 Settings = Annotated[
     list[str] | None,
@@ -155,6 +167,11 @@ def builtin_data(name: str) -> Path:
     out = Path("runs") / "data" / name
     if (out / "manifest.json").exists():
         return out
+    if NOTHING_MADE.get():
+        raise ConfigError(
+            f"no {name} were given, the built-in ones are not made yet, and a plan makes nothing",
+            hint=f"name them (--data or --prompts), or make them: {MAKING[name]}",
+        )
     offered = installed("llmcore.builtin_data")
     if name not in offered:
         raise ExtensionError(
@@ -198,6 +215,38 @@ def add_config_commands(app: typer.Typer, settings_class: Callable[[], type[Conf
         print(json.dumps(settings_class().model_json_schema(), indent=2))
 
     app.add_typer(commands, name="config")
+
+
+def add_plan_command(app: typer.Typer, *runs: Callable[..., None]) -> None:
+    """Add `plan`: what a command that trains would do; with several such commands, `plan NAME` for each."""
+    if len(runs) == 1:
+        app.command(name="plan")(planned(runs[0]))
+        return
+    plans = new_app("What a run would do: size, cost, memory, time. Writes nothing.")
+    for run in runs:
+        plans.command(name=run.__name__)(planned(run))
+    app.add_typer(plans, name="plan")
+
+
+def planned(run: Callable[..., None]) -> Callable[..., None]:
+    """The same command with the same options, which ends before the first step and says what it would have done."""
+    signature = inspect.signature(run)
+    kept = [option for name, option in signature.parameters.items() if name not in ("resume", "quiet")]
+
+    def plan(**options: object) -> None:
+        from llmcore.train.plan import Plan
+
+        json = bool(options.pop("json", False))
+        chosen = NOTHING_MADE.set(True)
+        try:
+            run(**options, json=False, quiet=True, resume=Plan(json=json))
+        finally:
+            NOTHING_MADE.reset(chosen)
+
+    plan.__doc__ = "What it would do: size, cost, memory, time, from one real micro-batch in memory. Writes nothing."
+    plan.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+    plan.__annotations__ = {option.name: option.annotation for option in kept}
+    return plan
 
 
 def template(config: Config, section: str = "") -> list[str]:

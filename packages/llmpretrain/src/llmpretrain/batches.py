@@ -33,6 +33,10 @@ class TokenBatches:
         size = self.train.rows
         return [window_batch(rows[i : i + size]) for i in range(0, len(rows), size)]
 
+    def data_rows(self, step: int) -> list[int]:
+        """Where the windows of a step begin among the training tokens."""
+        return [int(start) for start in self.starts(step)]
+
     def starts(self, step: int) -> np.ndarray:
         """Where the windows of a step begin, (batch,); an epoch end may fall inside a step."""
         numbers = np.arange(step * self.train.batch, (step + 1) * self.train.batch)

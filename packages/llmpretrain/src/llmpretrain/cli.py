@@ -16,6 +16,7 @@ from llmcore.command import (
     ResumeOption,
     Settings,
     add_config_commands,
+    add_plan_command,
     given,
 )
 from llmcore.config import Config, load_config
@@ -29,6 +30,9 @@ DataOption = Annotated[str | None, typer.Option("--data", metavar="DIR", help="A
 def run(
     settings: Settings = None,
     data: DataOption = None,
+    init: Annotated[
+        str | None, typer.Option("--init", metavar="DIR", help="Begin with a policy's weights; this is not a resume.")
+    ] = None,
     out: OutOption = None,
     resume: ResumeOption = "auto",
     json: JsonOption = False,
@@ -45,7 +49,7 @@ def run(
     from llmpretrain.config import PretrainConfig
     from llmpretrain.run import run as run_stage
 
-    config = load_config(PretrainConfig, settings or [], given(inputs__data=data))
+    config = load_config(PretrainConfig, settings or [], given(inputs__data=data, inputs__init=init))
     run_stage(config, out or command.default_out("pretrain", settings or []), resume=resume, json=json, quiet=quiet)
 
 
@@ -82,6 +86,7 @@ def settings_class() -> type[Config]:
 
 
 add_config_commands(app, settings_class)
+add_plan_command(app, run)
 
 
 def main() -> None:

@@ -10,6 +10,8 @@ class PretrainInputs(Config):
 
     data: str | None = None
     """A tokens artifact (`llmdata tokens`); the built-in standard-library tokens if absent."""
+    init: str | None = None
+    """A policy whose weights and shape the run begins with, at step 0; fresh weights if absent."""
 
 
 class PretrainConfig(Config):

@@ -1,23 +1,31 @@
 """Pretraining: tokens to a base model."""
 
+from functools import partial
 from pathlib import Path
 
+from llmcore.checkpoint import Checkpoint, load_checkpoint
 from llmcore.command import builtin_data
-from llmcore.errors import ArtifactError
+from llmcore.errors import ArtifactError, ConfigError
+from llmcore.generate.chat import text_prompt
 from llmcore.losses import next_token_loss
 from llmcore.manifest import NAME as MANIFEST
 from llmcore.manifest import Manifest, verify_artifact
+from llmcore.model.config import ModelConfig
 from llmcore.model.transformer import Transformer
 from llmcore.shards import TokenShards
 from llmcore.tokenizer import Tokenizer
 from llmcore.train.loop import fit
 from llmcore.train.run import Run
+from llmcore.train.samples import Prompting
 from llmcore.train.source import FromFunction
 from llmpretrain.batches import TokenBatches
 from llmpretrain.config import PretrainConfig
 from llmpretrain.evaluate import held_out
 
 EVAL_WINDOWS = 64
+INIT = "its weights alone, with a new optimizer from step 0; this is not a resume"
+PROMPTS = ("def ", "The ")
+"""What samples during the run begin with, unless the settings say."""
 
 
 def run(
@@ -27,7 +35,9 @@ def run(
     data = tokens_folder(config.inputs.data)
     tokens = verify_artifact(data, expect="tokens")
     tokenizer = Tokenizer.load(data)
-    config = config.model_copy(update={"model": config.model.with_vocabulary(tokenizer.vocab_size)})
+    start = initial_weights(config, tokenizer)
+    shape = config.model.with_vocabulary(tokenizer.vocab_size) if start is None else start.model.config
+    config = config.model_copy(update={"model": shape})
     train = TokenShards(data, "train", tokenizer=tokenizer)
     valid = TokenShards(data, "valid", tokenizer=tokenizer)
     epochs = config.train.steps * config.train.batch * config.model.context / len(train)
@@ -35,12 +45,16 @@ def run(
         out,
         made_by="llmpretrain run",
         config=config,
-        parents={"data": tokens},
+        parents={"data": tokens} if start is None else {"data": tokens, "init": start.manifest},
         tokenizer=tokenizer,
         resume=resume,
         json=json,
         quiet=quiet,
-        facts={"data": f"{data} · {len(train):,} tokens to train on, {len(valid):,} held out · {epochs:.2f} epochs"},
+        facts={
+            "data": f"{data} · {len(train):,} tokens to train on, {len(valid):,} held out · {epochs:.2f} epochs",
+            **({} if start is None else {"init": f"{config.inputs.init} · {start.manifest.id}: {INIT}"}),
+        },
+        prompting=Prompting(PROMPTS, partial(text_prompt, tokenizer=tokenizer)),
         next_commands=[f"llmcore generate {out} --prompt 'def '", f"llmsft run --base {out}"],
     )
     batches = TokenBatches(train, context=config.model.context, train=config.train)
@@ -49,8 +63,15 @@ def run(
         found = held_out(model, valid, tokenizer, windows=EVAL_WINDOWS)
         return {"loss": found.loss, "bits_per_byte": found.bits_per_byte.value}
 
-    model = config.model.build(seed=config.train.seed)
-    fit(model, FromFunction(batches.micro_batches), next_token_loss, config.train, job, evaluate=evaluate)
+    model = config.model.build(seed=config.train.seed) if start is None else start.model
+    fit(
+        model,
+        FromFunction(batches.micro_batches, batches.data_rows),
+        next_token_loss,
+        config.train,
+        job,
+        evaluate=evaluate,
+    )
     return job.finish(model)
 
 
@@ -62,3 +83,25 @@ def tokens_folder(data: str | None) -> Path:
     if path.exists() and not (path / MANIFEST).exists():
         raise ArtifactError(f"{data!r} is no tokens artifact", hint=f"make one of it first: llmdata tokens {data}")
     return path
+
+
+def initial_weights(config: PretrainConfig, tokenizer: Tokenizer) -> Checkpoint | None:
+    """The checkpoint to begin from, if one is given: of the shape that is asked for, and with the data's tokenizer."""
+    if not config.inputs.init:
+        return None
+    start = load_checkpoint(Path(config.inputs.init), expect="policy")
+    if start.tokenizer.sha256 != tokenizer.sha256:
+        raise ArtifactError(
+            f"{config.inputs.init} has the tokenizer {start.tokenizer.sha256[:12]}, the data {tokenizer.sha256[:12]}",
+            hint="make the tokens with the checkpoint's tokenizer: llmdata tokens --tokenizer DIR",
+        )
+    asked = config.model.with_vocabulary(tokenizer.vocab_size)
+    if config.model != ModelConfig() and asked != start.model.config:
+        found = start.model.config.model_dump(mode="json")
+        different = [
+            f"model.{name} is {value!r}, of {config.inputs.init} it is {found[name]!r}"
+            for name, value in asked.model_dump(mode="json").items()
+            if found.get(name) != value
+        ]
+        raise ConfigError("; ".join(different), hint="leave [model] out: --init brings the shape of its model")
+    return start

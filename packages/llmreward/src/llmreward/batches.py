@@ -173,6 +173,10 @@ class PreferenceBatches:
         """Nothing: the step number is all that a resume needs."""
         return None
 
+    def data_rows(self, step: int) -> list[int]:
+        """Which of the comparisons that are kept a step sees, in the order of their batch."""
+        return [int(row) for row in self.buckets.rows_of(step)]
+
     def micro_batches(self, step: int) -> list[PreferenceBatch]:
         """The micro-batches of one optimizer step."""
         rows = self.buckets.rows_of(step)

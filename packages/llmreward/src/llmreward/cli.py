@@ -16,6 +16,7 @@ from llmcore.command import (
     ResumeOption,
     Settings,
     add_config_commands,
+    add_plan_command,
     given,
 )
 from llmcore.config import Config, load_config
@@ -131,6 +132,7 @@ def settings_class() -> type[Config]:
 
 
 add_config_commands(app, settings_class)
+add_plan_command(app, run)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from llmcore.command import (
     ResumeOption,
     Settings,
     add_config_commands,
+    add_plan_command,
     given,
 )
 from llmcore.config import Config, load_config
@@ -205,6 +206,7 @@ for name, algorithm_settings in (("grpo", grpo_settings), ("ppo", ppo_settings))
         typer.models.TyperInfo(group.typer_instance, name=name) for group in algorithm_app.registered_groups
     ]
 app.add_typer(settings_app, name="config")
+add_plan_command(app, grpo, ppo)
 
 
 def main() -> None:

@@ -71,6 +71,10 @@ class ChatBatches:
         self.pair_cost, self.max_length = pair_cost, max_length
         self.order = order or epochs(rows, train, sort=pair_cost is None)
 
+    def data_rows(self, step: int) -> list[int]:
+        """Which of the rows a step sees, in the order of their batches."""
+        return [int(row) for row in self.order.rows_of(step)]
+
     def micro_batches(self, step: int) -> list[ChatBatch]:
         """The micro-batches of one optimizer step."""
         numbers = self.order.rows_of(step)

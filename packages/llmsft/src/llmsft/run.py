@@ -5,16 +5,18 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from llmcore.chat import Rendered
+from llmcore.chat import Rendered, render_chat
 from llmcore.checkpoint import Checkpoint, load_checkpoint
 from llmcore.command import builtin_data, required
 from llmcore.manifest import Manifest
 from llmcore.model.adapters import add_adapters
 from llmcore.model.transformer import Transformer
-from llmcore.records import Chat, load_records
+from llmcore.records import Chat, Message, load_records
+from llmcore.tokenizer import Tokenizer
 from llmcore.train.device import resolve_device
 from llmcore.train.loop import fit
 from llmcore.train.run import Run
+from llmcore.train.samples import Prompting
 from llmcore.train.source import FromFunction
 from llmsft.batches import ChatBatches, Order, Rows, epochs, training_rows
 from llmsft.config import SFTConfig
@@ -26,6 +28,7 @@ from llmsft.preview import one_line, summary
 from llmsft.reference import stored_losses
 
 EVAL_CHATS = 256
+SAMPLED_CHATS = 3
 
 
 def run(config: SFTConfig, out: Path, *, resume: str = "auto", json: bool = False, quiet: bool = False) -> Manifest:
@@ -41,6 +44,7 @@ def run(config: SFTConfig, out: Path, *, resume: str = "auto", json: bool = Fals
         json=json,
         quiet=quiet,
         facts=facts(config, start),
+        prompting=Prompting(questions(start.held_out), partial(as_question, tokenizer=start.base.tokenizer)),
         next_commands=[f"llmcore chat {out}", f"llmsft eval {start.folder} {out} --data {start.data}"],
     )
     model, tokenizer = start.base.model, start.base.tokenizer
@@ -61,7 +65,7 @@ def run(config: SFTConfig, out: Path, *, resume: str = "auto", json: bool = Fals
 
         fit(
             model,
-            FromFunction(batches.micro_batches),
+            FromFunction(batches.micro_batches, partial(data_rows, batches, start.rows)),
             sft_loss(config.loss_type, neftune_noise_alpha=config.neftune_noise_alpha),
             config.train,
             job,
@@ -145,3 +149,19 @@ def facts(config: SFTConfig, start: Start) -> dict[str, str]:
         ramp = config.curriculum
         found["curriculum"] = f"by {ramp.by.kind}, {ramp.pacing.kind} from {ramp.start:.0%}"
     return found
+
+
+def data_rows(batches: ChatBatches, rows: Rows, step: int) -> list[int]:
+    """The numbers of the conversations that a step sees, in the order of the data."""
+    return [rows.numbers[row] for row in batches.data_rows(step)]
+
+
+def questions(chats: Sequence[Chat]) -> list[str]:
+    """What the first few held-out conversations ask: the samples during the run answer it."""
+    asked = [[m.content for m in chat.messages if m.role == "user"] for chat in chats[:SAMPLED_CHATS]]
+    return [contents[0] for contents in asked if contents]
+
+
+def as_question(text: str, tokenizer: Tokenizer) -> list[int]:
+    """A text as a conversation that waits for its answer."""
+    return render_chat([Message(role="user", content=text)], tokenizer, generation_prompt=True).ids

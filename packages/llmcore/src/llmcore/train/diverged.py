@@ -1,4 +1,11 @@
-"""A loss or gradient that is not finite: found before the update, dumped, and said with what helps."""
+"""A loss or gradient that is not finite: found before the update, dumped, and said with where it began and what helps.
+
+`run/nan-dump/step-5/` holds all that the step was computed from, so that `llmcore replay` does it again:
+
+    model.safetensors     the weights and buffers before the step
+    batches.safetensors   every tensor of its micro-batches, as `<micro-batch>/<field>`
+    step.json             step, seed, rows, the terms of the loss, the norm of each gradient, where it began
+"""
 
 import json
 import math
@@ -12,6 +19,9 @@ from torch import Tensor, nn
 
 from llmcore.errors import TrainingError
 from llmcore.storage import commit_directory, remove_durably
+from llmcore.train.snapshot import model_state
+
+ROWS_TOLD = 8
 
 
 class NotFiniteError(TrainingError):
@@ -25,22 +35,40 @@ class NotFiniteError(TrainingError):
 
 
 def diverged(
-    error: NotFiniteError, folder: Path, *, model: nn.Module, micro_batches: Sequence[object], facts: Mapping[str, Any]
+    error: NotFiniteError,
+    folder: Path,
+    *,
+    model: nn.Module,
+    micro_batches: Sequence[object],
+    facts: Mapping[str, Any],
+    rows: Sequence[int] = (),
+    first: str | None = None,
 ) -> TrainingError:
-    """Dump the step below `folder` and return the error that ends the run."""
+    """Dump the step below `folder` and return the error that ends the run.
+
+    `rows` are the data rows that the step saw, `first` says where a number was not finite first.
+    """
     path = folder / f"step-{facts['step']}"
-    dump(path, error, model=model, micro_batches=micro_batches, facts=facts)
-    told = ", ".join(f"{name} {value}" for name, value in facts.items())
+    dump(path, error, model=model, micro_batches=micro_batches, facts={**facts, "rows": list(rows), "first": first})
+    told = ", ".join(f"{name} {value}" for name, value in facts.items()) + rows_told(rows)
+    began = f"it began in {first}" if first else "the same step done again was finite"
     return TrainingError(
-        f"{error.message} ({told}): the step was not taken, its batches are in {path}",
-        hint="lower train.lr, lengthen train.schedule.warmup, or look for a bad row in that batch",
+        f"{error.message} ({told}): {began}; the step was not taken, all it was computed from is in {path}",
+        hint=f"look at it with llmcore replay {path}; lower train.lr, lengthen train.schedule.warmup, "
+        "or look for a bad row",
     )
+
+
+def rows_told(rows: Sequence[int]) -> str:
+    """`, rows 4 7 1`: the first few."""
+    more = " …" if len(rows) > ROWS_TOLD else ""
+    return f", rows {' '.join(map(str, rows[:ROWS_TOLD]))}{more}" if rows else ""
 
 
 def dump(
     path: Path, error: NotFiniteError, *, model: nn.Module, micro_batches: Sequence[object], facts: Mapping[str, Any]
 ) -> None:
-    """Write the batches, the terms of the loss and the norm of each gradient."""
+    """Write the weights, the batches, the terms of the loss and the norm of each gradient."""
     if path.exists():
         remove_durably(path)
     tensors = {
@@ -56,6 +84,7 @@ def dump(
     told = {**facts, "losses": [str(loss) for loss in error.losses], "grad_norm": str(error.grad_norm), "norms": norms}
     with commit_directory(path) as scratch:
         save_file(tensors, scratch / "batches.safetensors")
+        save_file(model_state(model), scratch / "model.safetensors")
         (scratch / "step.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
 
 

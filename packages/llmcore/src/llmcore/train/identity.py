@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from pydantic import Field, JsonValue, ValidationError
 
 from llmcore.config import Config, first_problem
 from llmcore.errors import ArtifactError, ConfigError
-from llmcore.manifest import Manifest, plain_config
+from llmcore.manifest import ABSOLUTE_PATH, Manifest, plain_config
 from llmcore.storage import read_regular
 from llmcore.train.config import SAFE_TO_CHANGE, TrainConfig
 
@@ -31,6 +32,8 @@ class Identity(Config):
     """Its resolved settings, without the paths of the inputs."""
     parents: dict[str, str]
     """The ids of what it is made from, by role."""
+    inputs: dict[str, JsonValue] = {}
+    """Where those were, seen from where the command was given; not compared."""
     device: str = ""
     """What `auto` was resolved to."""
     dtype: str = ""
@@ -45,7 +48,17 @@ def identity_of(*, made_by: str, config: Config, parents: Mapping[str, Manifest]
         made_by=made_by,
         config=json.loads(json.dumps(plain_config(config))),
         parents={role: parent.id for role, parent in sorted(parents.items())},
+        inputs=inputs_of(config),
     )
+
+
+def inputs_of(config: Config) -> dict[str, JsonValue]:
+    """The settings `inputs`, with absolute paths as seen from here."""
+    inputs = config.model_dump(mode="json").get("inputs") or {}
+    return {
+        name: ABSOLUTE_PATH.sub(lambda match: os.path.relpath(match[0]), value) if isinstance(value, str) else value
+        for name, value in inputs.items()
+    }
 
 
 def read_identity(path: Path) -> Identity:

@@ -48,6 +48,8 @@ def fit(
     """
     if run.complete is not None:
         return
+    if run.rehearsal is not None:
+        run.rehearsal.play(run, model, source, loss_fn, config)
     with run.session(model, config) as session:
         optimizer = config.optimizer.build(model, config.lr)
         factor = config.schedule.build(config.steps)
@@ -61,7 +63,7 @@ def fit(
             set_rate(optimizer, factor(session.step))
             micro_batches = next(steps)
             torch.manual_seed(step_seed(config.seed, session.step))
-            with session.step_guard(micro_batches, lr=lr):
+            with session.step_guard(source, loss_fn, micro_batches, lr=lr):
                 result = train_step(model, optimizer, micro_batches, loss_fn, clip=config.clip, device=session.device)
             session.advance(result, lr=lr)
             if due(session.step, config.eval_every, config):

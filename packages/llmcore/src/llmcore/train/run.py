@@ -16,6 +16,7 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any
 
@@ -33,6 +34,7 @@ from llmcore.train.config import TrainConfig
 from llmcore.train.describe import end_figures, end_places
 from llmcore.train.device import Placement, resolve
 from llmcore.train.identity import Identity, check_same_run, identity_of, read_identity
+from llmcore.train.rehearsal import Rehearsal
 from llmcore.train.retention import snapshot_paths, step_name
 from llmcore.train.samples import Prompting
 from llmcore.train.session import Session
@@ -54,7 +56,7 @@ class Run:
         config: Config,
         parents: Mapping[str, Manifest] | None = None,
         tokenizer: Tokenizer | None = None,
-        resume: str = "auto",
+        resume: str | Rehearsal = "auto",
         quiet: bool = False,
         json: bool = False,
         facts: Mapping[str, str] | None = None,
@@ -63,7 +65,8 @@ class Run:
     ) -> None:
         """Take the folder `out`, new or of this same run; `facts` join the start panel, `next_commands` the end.
 
-        `prompting` is how samples are asked for during the run, of models that say something.
+        `prompting` is how samples are asked for during the run, of models that say something. A rehearsal in place of
+        `resume` is played instead of training, and leaves the folder alone.
         """
         self.out, self.made_by, self.config = Path(out), made_by, config
         self.parents, self.tokenizer = dict(parents or {}), tokenizer
@@ -79,10 +82,19 @@ class Run:
         self.environment: dict[str, str] = {}
         self.peak = 0
         self.held = contextlib.ExitStack()
-        self.resume = check_resume(resume)
-        check_ours(self.out, self.folder)
-        self.agree()  # before the lock, so that a refusal leaves another run's folder as it is
         self.best: int | None = None
+        self.complete: Manifest | None = None
+        self.rehearsal = None if isinstance(resume, str) else resume
+        self.resume = check_resume(resume) if isinstance(resume, str) else "auto"
+        check_ours(self.out, self.folder)
+        self.identity = self.agree()  # before the lock, so that a refusal leaves another run's folder as it is
+        if self.rehearsal is None:
+            self.take()
+        else:
+            self.folder = Path(self.held.enter_context(TemporaryDirectory()))
+
+    def take(self) -> None:
+        """Hold the folder, and clear away what a killed process left there."""
         self.died = self.held.enter_context(lock_directory(self.folder))
         try:
             self.identity = self.agree()
@@ -98,6 +110,7 @@ class Run:
         wanted = identity_of(made_by=self.made_by, config=self.config, parents=self.parents)
         steps = snapshot_paths(self.snapshots)
         started = bool(steps) or (self.out / MANIFEST).exists()
+        started |= self.rehearsal is not None and self.identity_path.exists()
         if self.resume == "never" and started:
             raise ConfigError(f"{self.out} holds a run already", hint="choose another --out, or --resume auto")
         if not started:

@@ -24,7 +24,9 @@ from llmcore.train.device import environment, place
 from llmcore.train.diverged import NotFiniteError, diverged
 from llmcore.train.memory import memory_advice, peak_bytes
 from llmcore.train.metrics import MetricsFile, read_metrics
+from llmcore.train.probe import Probe
 from llmcore.train.profiling import Profiling
+from llmcore.train.rehearsal import LossFunction
 from llmcore.train.retention import Retention, read_pins, snapshot_paths
 from llmcore.train.samples import sampler_of
 from llmcore.train.seeds import step_seed
@@ -39,7 +41,7 @@ from llmcore.train.snapshot import (
     restore_optimizer,
     save_snapshot,
 )
-from llmcore.train.source import SourceState
+from llmcore.train.source import SourceState, Traceable
 from llmcore.train.utilization import matmul_peak, training_flops
 from llmcore.train.view import amount
 from llmcore.train.watchers import About, Watching
@@ -177,7 +179,9 @@ class Session:
         return self.config.steps if early is None else min(early, self.config.steps)
 
     @contextlib.contextmanager
-    def step_guard(self, micro_batches: Sequence[object], *, lr: float) -> Iterator[None]:
+    def step_guard(
+        self, source: object, loss_fn: LossFunction, micro_batches: Sequence[object], *, lr: float
+    ) -> Iterator[None]:
         """Say what happened when a step cannot be taken."""
         facts = {
             "step": self.step + 1,
@@ -190,10 +194,25 @@ class Session:
                 yield
         except NotFiniteError as error:
             raise diverged(
-                error, self.run.folder / "nan-dump", model=self.model, micro_batches=micro_batches, facts=facts
+                error,
+                self.run.folder / "nan-dump",
+                model=self.model,
+                micro_batches=micro_batches,
+                facts=facts,
+                rows=[int(row) for row in source.data_rows(self.step)] if isinstance(source, Traceable) else [],
+                first=self.find_first(loss_fn, micro_batches),
             ) from None
         except TrainingError as error:
             raise TrainingError(f"step {self.step + 1}: {error.message}", hint=error.hint) from error
+
+    def find_first(self, loss_fn: LossFunction, micro_batches: Sequence[object]) -> str | None:
+        """Where a number of this step was not finite first: the step done again, with every module watched."""
+        from llmcore.train.replay import one_step
+
+        probe = Probe(self.model)
+        with probe:
+            one_step(self.model, micro_batches, loss_fn, config=self.config, step=self.step + 1, device=self.device)
+        return probe.first
 
     def advance(self, result: StepResult, *, lr: float) -> None:
         """Count a step that was taken, and tell its figures when they are due."""

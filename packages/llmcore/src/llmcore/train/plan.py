@@ -1,0 +1,234 @@
+"""What a run would do: its size, cost, memory and time, from one real micro-batch and one real update in memory.
+
+Nothing is guessed that can be measured. The model is built, a micro-batch is read and learnt from twice (the second
+time with the clock), and what backward needs is counted as it is kept. Then all of it is thrown away.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from llmcore.command import as_typed
+from llmcore.losses import CHUNK_BYTES
+from llmcore.model.size import parameters_by_module
+from llmcore.train.config import TrainConfig
+from llmcore.train.describe import describe_model, describe_training
+from llmcore.train.device import place
+from llmcore.train.loop import tokens_in, train_step
+from llmcore.train.rehearsal import LossFunction
+from llmcore.train.retention import snapshot_paths
+from llmcore.train.run import Run
+from llmcore.train.seeds import step_seed
+from llmcore.train.signals import Stopped
+from llmcore.train.source import Source
+from llmcore.train.utilization import matmul_peak, synchronize, training_flops
+from llmcore.train.view import amount, duration
+
+COPIES_OF_SCORES = 2
+"""How many tensors of a chunk's scores the loss holds at once."""
+
+
+class Memory(NamedTuple):
+    """Bytes held at the worst moment of a step."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    """What the backward of one micro-batch needs, as it was kept."""
+    scratch: int
+    """The scores of one chunk of tokens and what becomes of them, made and dropped inside the loss."""
+
+    @property
+    def total(self) -> int:
+        """Gradients come as the backward goes on, when the loss has dropped its scores: the larger of both counts."""
+        return self.weights + self.optimizer + self.activations + max(self.gradients, self.scratch)
+
+
+class Plan:
+    """The rehearsal that says what a run would do."""
+
+    def __init__(self, *, json: bool = False) -> None:
+        self.json = json
+
+    def play(
+        self, run: Run, model: nn.Module, source: Source[Any], loss_fn: LossFunction, config: TrainConfig
+    ) -> NoReturn:
+        facts = plan_of(run, model, source, loss_fn, config)
+        if self.json:
+            print(json.dumps(facts))
+        else:
+            show(run, model, config, facts)
+        raise Stopped(0)
+
+
+def plan_of(
+    run: Run, model: nn.Module, source: Source[Any], loss_fn: LossFunction, config: TrainConfig
+) -> dict[str, Any]:
+    """The figures of a plan, as JSON."""
+    placement = run.resolve(config)
+    place(model, placement)
+    model.train()
+    optimizer = config.optimizer.build(model, config.lr)
+    began = time.perf_counter()
+    torch.manual_seed(step_seed(config.seed, 0))
+    batches = next(source.steps_from(0, None))
+    reading = time.perf_counter() - began
+    first = batches[:1]
+
+    def update() -> int:
+        torch.manual_seed(step_seed(config.seed, 0))
+        return train_step(model, optimizer, first, loss_fn, clip=config.clip, device=placement.device).tokens
+
+    with kept_for_backward(model) as kept:
+        update()
+    synchronize(placement.device)
+    began = time.perf_counter()
+    update()
+    synchronize(placement.device)
+    computing = (time.perf_counter() - began) * len(batches)
+    memory = memory_of(model, optimizer, activations=kept(), tokens=tokens_in(first[0], 0))
+    tokens = sum(tokens_in(batch, 0) for batch in batches)
+    flops = training_flops(model)
+    saved = snapshot_paths(run.snapshots)
+    return {
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "trained_parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+        "parameters_by_module": parameters_by_module(model),
+        "groups": groups_of(model, optimizer),
+        "steps": config.steps,
+        "steps_done": max(saved, default=0),
+        "micro_batches_per_step": len(batches),
+        "rows_per_micro_batch": config.rows,
+        "tokens_per_step": tokens,
+        "tokens": tokens * config.steps,
+        "flops_per_token": flops,
+        "flops": None if flops is None else flops * tokens * config.steps,
+        "matmul_peak": matmul_peak(placement.device, placement.dtype),
+        "seconds_to_read": reading,
+        "seconds_per_step": reading + computing,
+        "seconds": (reading + computing) * (config.steps - max(saved, default=0)),
+        "memory": {**memory._asdict(), "total": memory.total},
+        "checkpoint_bytes": memory.weights + memory.optimizer,
+        "evaluations": -(-config.steps // config.eval_every),
+        "device": placement.reason,
+        "parents": {role: parent.id for role, parent in run.parents.items()},
+        "next": list(run.next_commands),
+    }
+
+
+@contextmanager
+def kept_for_backward(model: nn.Module) -> Iterator[Callable[[], int]]:
+    """Count the bytes that the forward keeps for the backward, weights aside, each storage once."""
+    own = {weight.untyped_storage().data_ptr() for weight in (*model.parameters(), *model.buffers())}
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield lambda: sum(sizes.values())
+
+
+def memory_of(model: nn.Module, optimizer: torch.optim.Optimizer, *, activations: int, tokens: int) -> Memory:
+    """What a step holds, after one was taken."""
+    weights = list(model.parameters())
+    state = [value for entry in optimizer.state.values() for value in entry.values() if isinstance(value, Tensor)]
+    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None) or 0
+    return Memory(
+        weights=bytes_in(weights),
+        gradients=bytes_in([weight for weight in weights if weight.requires_grad]),
+        optimizer=bytes_in(state),
+        activations=activations,
+        scratch=COPIES_OF_SCORES * min(CHUNK_BYTES, 4 * vocabulary * tokens),
+    )
+
+
+def bytes_in(tensors: list[Tensor] | list[nn.Parameter]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def groups_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Each parameter group: how many weights, their decay and peak rate, and an example."""
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    return [
+        {
+            "parameters": sum(weight.numel() for weight in group["params"]),
+            "tensors": len(group["params"]),
+            "weight_decay": group.get("weight_decay", 0.0),
+            "lr": group.get("initial_lr", group["lr"]),
+            "example": names.get(id(group["params"][0]), "") if group["params"] else "",
+        }
+        for group in optimizer.param_groups
+    ]
+
+
+def show(run: Run, model: nn.Module, config: TrainConfig, facts: dict[str, Any]) -> None:
+    """The plan for a person, on standard output."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, words in lines(run, model, config, facts):
+        table.add_row(name, words)
+    Console(highlight=False, markup=False).print(table)
+
+
+def lines(run: Run, model: nn.Module, config: TrainConfig, facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    memory = facts["memory"]
+    done = facts["steps_done"]
+    yield "stage", run.made_by
+    yield "folder", f"{run.out} · " + (f"holds this run at step {done}: it would go on" if done else "would be new")
+    yield "made from", " · ".join(f"{role} {name}" for role, name in facts["parents"].items()) or "nothing"
+    yield from run.facts.items()
+    yield "model", describe_model(model)
+    for group in facts["groups"]:
+        yield (
+            "group",
+            (
+                f"{amount(group['parameters'])} in {group['tensors']} tensors, decay {group['weight_decay']:g}, "
+                f"peak rate {group['lr']:g} (as {group['example']})"
+            ),
+        )
+    yield "train", describe_training(config)
+    yield (
+        "batch",
+        (
+            f"{facts['micro_batches_per_step']} × {facts['rows_per_micro_batch']} rows a step, "
+            f"{facts['tokens_per_step']:,} tokens · {amount(facts['tokens'])} tokens in all"
+        ),
+    )
+    if facts["flops"] is not None:
+        yield "cost", f"{amount(facts['flops_per_token'], 'FLOP')} a token, {amount(facts['flops'], 'FLOP')} in all"
+    yield (
+        "memory",
+        f"{amount(memory['total'], 'B')}: "
+        + ", ".join(f"{name} {amount(size, 'B')}" for name, size in memory.items() if name != "total"),
+    )
+    yield "device", f"{facts['device']} · {amount(facts['matmul_peak'], 'FLOP/s')} in a matrix product"
+    yield (
+        "time",
+        f"{duration(facts['seconds'])} for {config.steps - done:,} steps at {speed(facts)}, without evaluations",
+    )
+    yield "disk", f"{amount(facts['checkpoint_bytes'], 'B')} a checkpoint, {config.keep} kept"
+    yield "then", as_typed("; ".join(facts["next"])) if facts["next"] else ""
+
+
+def speed(facts: dict[str, Any]) -> str:
+    """Time per step, and the share of the peak it stands for."""
+    told = f"{1000 * facts['seconds_per_step']:.3g} ms"
+    if facts["flops_per_token"] is None:
+        return told
+    rate = facts["flops_per_token"] * facts["tokens_per_step"] / facts["seconds_per_step"]
+    return f"{told} (measured; {rate / facts['matmul_peak']:.0%} of the peak)"

@@ -14,10 +14,10 @@ from llmcore.manifest import Manifest, write_manifest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-import charts  # noqa: E402
 import figures  # noqa: E402
 import report  # noqa: E402
 from line import Job, Line, Step, StepError, read_record  # noqa: E402
+from llmcore import charts  # noqa: E402
 
 EVIL = "<script>alert('x')</script>\n\x1b[31m"
 

@@ -14,9 +14,9 @@ from typing import Any
 from rich.table import Table
 
 import figures
-from charts import Interval, Points, Ruler, Series, interval_chart, line_chart
 from familytree import draw_family
 from line import read_record
+from llmcore.charts import Interval, Points, Ruler, Series, interval_chart, line_chart
 from llmcore.errors import LLMError
 from llmcore.storage import write_durably
 

@@ -13,6 +13,7 @@ from llmcore import command
 from llmcore.command import DeviceOption, DtypeOption, ResultJsonOption
 from llmcore.config import load_config
 from llmcore.manifest import Manifest, check_needs, family, read_manifest, verify_artifact
+from llmcore.runs.cli import app as runs_app
 
 NAMES_SHOWN = 3
 """Files of an outside parent that its branch of the family tree names."""
@@ -175,6 +176,7 @@ def replay(
     replay_step(path, settings or [], step=step, json=json)
 
 
+app.add_typer(runs_app, name="runs")
 import_app = command.new_app("Bring a model from elsewhere.")
 app.add_typer(import_app, name="import")
 export_app = command.new_app("Take a model elsewhere.")

@@ -1,35 +1,36 @@
 """The hidden states that sampled tokens were predicted from, with each prompt read once for all its completions.
 
-Completions of one prompt stand in one row behind it, `prompt a a a b b c c c`: each sees the prompt and itself, and its
-positions go on from the prompt's. With 8 completions of 10 tokens behind a prompt of 40 that is 112 positions instead
-of 400; the numbers are those of the plain rows up to rounding. The head reads the states that matter, and no others.
+A prompt is read as generation reads it, and its keys and values are kept, here with their graph; its completions then
+go on from there, each for itself. With 8 completions of 64 tokens behind a prompt of 64 that is 568 positions instead
+of 1024; the numbers are those of the plain rows up to rounding. The head reads the states that matter, and no others.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from llmcore.batching import pad_rows
 from llmcore.losses import linear_logprobs
-from llmcore.model.attention import Around, GroupedQuery
-from llmcore.model.masks import Mask, Sight
+from llmcore.model.cache import Cache
+from llmcore.model.masks import Mask, Sight, build_mask
 from llmcore.model.transformer import Transformer
 
-FLEXIBLE_BACKENDS = frozenset({"auto", "sdpa", "matmul", "manual"})
-"""Backends that take any mask."""
+FEWEST_ROWS = 8
+"""Rows that go on together, at least, however different their lengths."""
+LIKE_LENGTH = 0.75
+"""Of the longest: shorter rows go on in a batch of their own."""
 
 
-class Packed(NamedTuple):
-    """Prompts with their completions behind them: R rows of S columns."""
+class Groups(NamedTuple):
+    """Plain rows by the prompt they begin with; rows without a sampled token are left out."""
 
-    ids: Tensor
-    """(R, S) long."""
-    positions: Tensor
-    """(R, S) long: where each token stands in its own completion's sequence."""
-    members: Tensor
-    """(R, S) long: 0 the prompt, 1, 2, … its completions, -1 padding."""
-    sources: Tensor
-    """(N,) for each sampled token, in the order of the plain rows: row · S + column of the state before it."""
+    prompts: list[tuple[int, ...]]
+    prompt_of: dict[int, int]
+    """By row: which prompt."""
+    tails: dict[int, list[int]]
+    """By row: its sampled tokens but the last, from which nothing is predicted."""
 
 
 def sampled_logprobs(
@@ -49,15 +50,6 @@ def logprobs_of_states(
     return spread(logprobs, mask), spread(entropies, mask)
 
 
-def sampled_states(model: Transformer, ids: Tensor, mask: Tensor) -> Tensor:
-    """ids and mask (B, T) -> (N, D): the state before each masked token, row by row."""
-    packed = pack(ids, mask, limit=model.config.context) if takes_any_mask(model) else None
-    if packed is None:
-        return model.hidden(ids)[:, :-1][mask[:, 1:]]
-    hidden = hidden_of_packed(model, packed)  # (R, S, D)
-    return hidden.flatten(0, 1)[packed.sources]
-
-
 def spread(values: Tensor, mask: Tensor) -> Tensor:
     """(N,) -> (B, T-1), each at its masked token, 0 elsewhere."""
     flat = mask[:, 1:].flatten()
@@ -65,72 +57,124 @@ def spread(values: Tensor, mask: Tensor) -> Tensor:
     return values.new_zeros(flat.shape).index_put((places,), values).view(mask.shape[0], -1)
 
 
-def takes_any_mask(model: Transformer) -> bool:
-    """Whether attention depends on the mask and on positions alone, not on the distance of columns."""
-    attention = model.config.attention
-    return (
-        isinstance(attention, GroupedQuery)
-        and attention.sight() == Sight()
-        and attention.backend.kind in FLEXIBLE_BACKENDS
-    )
-
-
-def pack(ids: Tensor, mask: Tensor, *, limit: int) -> Packed | None:
-    """Rows of one prompt behind one copy of it, up to `limit` columns; None where no prompt comes twice.
+def sampled_states(model: Transformer, ids: Tensor, mask: Tensor) -> Tensor:
+    """ids and mask (B, T) -> (N, D): the state before each masked token, row by row.
 
     Each row's mask must be one run of columns, as that of a completion is.
     """
-    rows = ids.tolist()
-    starts = mask.long().argmax(1).tolist()
-    counts = mask.sum(1).tolist()
+    groups = group_rows(ids, mask)
+    if len(groups.prompts) == len(groups.prompt_of) or reports_losses(model):
+        return model.hidden(ids)[:, :-1][mask[:, 1:]]
+    return states_behind_prompts(model, groups, device=ids.device)
+
+
+def reports_losses(model: Transformer) -> bool:
+    """Whether layers report losses of their last forward: a model of experts reads everything in one."""
+    return any(hasattr(module, "aux_loss") for module in model.modules())
+
+
+def group_rows(ids: Tensor, mask: Tensor) -> Groups:
+    """Which rows begin alike."""
+    starts, counts = mask.long().argmax(1).tolist(), mask.sum(1).tolist()
     runs = (mask[:, 1:] & ~mask[:, :-1]).sum(1) + mask[:, 0]
     assert int(runs.max()) <= 1, f"the completion of row {int(runs.argmax())} has a gap"
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for b, row in enumerate(rows):
+    numbers: dict[tuple[int, ...], int] = {}
+    groups = Groups([], {}, {})
+    for b, row in enumerate(ids.tolist()):
         if counts[b]:
-            groups.setdefault(tuple(row[: starts[b]]), []).append(b)
-    if len(groups) == sum(map(len, groups.values())):
-        return None
-    packed: list[tuple[list[int], list[int], list[int]]] = []  # ids, positions and members of each row
-    where: dict[int, tuple[int, int]] = {}  # of each plain row: packed row, and column of its first token
-    for prompt, behind in groups.items():
-        for b in behind:
-            words = rows[b][starts[b] : starts[b] + counts[b] - 1]  # nothing is predicted from the last one
-            fits = where and packed[-1][0][: len(prompt)] == list(prompt) and b != behind[0]
-            if not fits or len(packed[-1][0]) + len(words) > limit:
-                packed.append((list(prompt), list(range(len(prompt))), [0] * len(prompt)))
-            row_ids, positions, members = packed[-1]
-            where[b] = (len(packed) - 1, len(row_ids))
-            row_ids += words
-            positions += range(len(prompt), len(prompt) + len(words))
-            members += [members[-1] + 1] * len(words)
-    columns = max(len(row[0]) for row in packed)
-    sources: list[int] = []
-    for b in sorted(where):
-        r, first = where[b]
-        sources.append(r * columns + starts[b] - 1)
-        sources += range(r * columns + first, r * columns + first + counts[b] - 1)
-
-    def padded(part: int, fill: int) -> Tensor:
-        rows_of_part = [row[part] + [fill] * (columns - len(row[part])) for row in packed]
-        return torch.tensor(rows_of_part, device=ids.device)
-
-    return Packed(padded(0, 0), padded(1, 0), padded(2, -1), torch.tensor(sources, device=ids.device))
+            groups.prompt_of[b] = numbers.setdefault(tuple(row[: starts[b]]), len(numbers))
+            groups.tails[b] = row[starts[b] : starts[b] + counts[b] - 1]
+    groups.prompts.extend(numbers)
+    return groups
 
 
-def hidden_of_packed(model: Transformer, packed: Packed) -> Tensor:
-    """(R, S, D): what `Transformer.hidden` computes, under the mask of packed completions."""
-    x = model.embedding(packed.ids, model.activation_dtype) * model.config.embedding_scale
-    x = model.positions.embed(x, 0, packed.positions)
-    around = Around(mask=packed_mask(packed.members), rotation=model.positions.rotation(x, 0, packed.positions))
-    for block in model.blocks:
-        x = block(x, around)
-    hidden: Tensor = model.final_norm(x)
-    return hidden
+def states_behind_prompts(model: Transformer, groups: Groups, *, device: torch.device) -> Tensor:
+    """(N, D): the last state of its prompt for each row's first token, then those of its own tokens."""
+    lengths = torch.tensor([len(prompt) for prompt in groups.prompts], device=device)
+    reading, last = read_prompts(model, groups.prompts, lengths)
+    parts, places, total = [last], {b: [p] for b, p in groups.prompt_of.items()}, len(last)
+    for rows in alike(groups.tails):
+        ids = pad_rows([groups.tails[b] for b in rows], value=0, multiple=1).to(device)
+        behind = torch.tensor([groups.prompt_of[b] for b in rows], device=device)
+        positions = lengths[behind, None] + torch.arange(ids.shape[1], device=device)
+        hidden = model.hidden(ids, positions=positions, cache=GoingOn(reading, behind))  # (n, T, D)
+        parts.append(hidden.flatten(0, 1))
+        for n, b in enumerate(rows):
+            first = total + n * ids.shape[1]
+            places[b] += range(first, first + len(groups.tails[b]))
+        total += ids.numel()
+    order = torch.tensor([place for b in sorted(places) for place in places[b]], device=device)
+    return torch.cat(parts)[order]
 
 
-def packed_mask(members: Tensor) -> Mask:
-    """Each token sees the prompt, and what is before it of its own completion. (R, S) -> (R, 1, S, S)"""
-    query, key = members[:, :, None], members[:, None, :]
-    allowed = ((key == 0) | (key == query)).tril()
-    return Mask(causal=False, allowed=allowed.unsqueeze(1))
+def read_prompts(model: Transformer, prompts: list[tuple[int, ...]], lengths: Tensor) -> tuple["PromptReading", Tensor]:
+    """Prompts padded on the left, so that all end in one column: their keys and values, and the last state (Q, D)."""
+    longest = max(map(len, prompts))
+    rows = [(0,) * (longest - len(prompt)) + prompt for prompt in prompts]
+    columns = torch.arange(longest, device=lengths.device) - (longest - lengths)[:, None]  # (Q, P) positions
+    ragged = any(len(prompt) < longest for prompt in prompts)
+    reading = PromptReading(longest, columns >= 0 if ragged else None, lengths.device)
+    ids = torch.tensor(rows, device=lengths.device)
+    return reading, model.hidden(ids, positions=columns.clamp(min=0), cache=reading)[:, -1]
+
+
+def alike(tails: dict[int, list[int]]) -> Iterator[list[int]]:
+    """Rows of similar length together, the longest first; those without a token of their own are left out."""
+    together: list[int] = []
+    for b in sorted((b for b in tails if tails[b]), key=lambda b: -len(tails[b])):
+        if len(together) >= FEWEST_ROWS and len(tails[b]) < LIKE_LENGTH * len(tails[together[0]]):
+            yield together
+            together = []
+        together.append(b)
+    if together:
+        yield together
+
+
+class PromptReading(Cache):
+    """Keys and values (Q, H, P, C) of each layer as it computes them, with their graph."""
+
+    def __init__(self, columns: int, attended: Tensor | None, device: torch.device) -> None:
+        """`attended` (Q, P) is False for padding; None where there is none."""
+        self.device = device
+        self.layers: list[tuple[Tensor, Tensor]] = []
+        self.columns = columns
+        self.attended = attended
+        self.padding = None
+        self.length = 0
+
+    def mask(self, sight: Sight, tokens: int, *, attended: Tensor | None, documents: Tensor | None) -> Mask:
+        assert attended is None and documents is None, "padding is told when the reading begins"
+        return build_mask(sight, queries=tokens, keys=tokens, device=self.device, attended=self.attended)
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        assert layer == len(self.layers), f"layer {layer} after {len(self.layers)} layers"
+        self.layers.append((keys, values))
+        return keys, values
+
+    def advance(self, tokens: int, attended: Tensor | None) -> None:
+        """Nothing follows in this reading."""
+
+
+class GoingOn(Cache):
+    """Rows that go on from a reading, each behind the prompt that `behind` (n,) says."""
+
+    def __init__(self, reading: PromptReading, behind: Tensor) -> None:
+        self.reading = reading
+        self.behind = behind
+        self.length = reading.columns
+        self.padding = None
+
+    def mask(self, sight: Sight, tokens: int, *, attended: Tensor | None, documents: Tensor | None) -> Mask:
+        assert attended is None and documents is None, "rows are padded on the right"
+        seen = self.reading.attended
+        if seen is not None:
+            seen = torch.nn.functional.pad(seen[self.behind], (0, tokens), value=True)
+        keys = self.length + tokens
+        return build_mask(sight, queries=tokens, keys=keys, device=self.behind.device, attended=seen)
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        before = self.reading.layers[layer]
+        return torch.cat([before[0][self.behind], keys], 2), torch.cat([before[1][self.behind], values], 2)
+
+    def advance(self, tokens: int, attended: Tensor | None) -> None:
+        """Nothing follows these rows."""

@@ -209,6 +209,9 @@ def test_evaluation_compares_policies_on_the_same_prompts(inputs: list[str], tmp
     )
     assert first["sampled/reward"]["low"] < first["sampled/reward"]["value"] < first["sampled/reward"]["high"]
     assert first["sampled/best_of_3"]["value"] >= first["sampled/reward"]["value"]
+    best = first["sampled/best_of_3"]["value"]
+    assert second["sampled/gain_over_best_of_3"]["value"] == pytest.approx(second["sampled/reward"]["value"] - best)
+    assert first["sampled/best_of_3/rewards/length"]["value"] == pytest.approx(best)
     assert any("greedy/length" in line for line in report_lines(report))
     again = evaluate_checkpoints(
         [policy, other], reward="length", prompts=tmp_path / "prompts", samples=3, max_new_tokens=6

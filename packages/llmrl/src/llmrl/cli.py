@@ -112,7 +112,7 @@ def evaluate(
         Path | None, typer.Option("--reference", metavar="DIR", help="Where the KL is taken to; the first, if absent.")
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Held-out prompts to answer.")] = 500,
-    samples: Annotated[int, typer.Option(min=1, help="Sampled completions of each; more give best-of-n.")] = 1,
+    samples: Annotated[int, typer.Option(min=1, help="Sampled completions of each; several: pass@k, best-of-n.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
     answers: Annotated[
@@ -125,7 +125,10 @@ def evaluate(
 
     [bold]Example[/bold]
 
-      llmrl eval runs/sft runs/ppo runs/grpo --reward literal
+      llmrl eval runs/sft runs/ppo runs/grpo --reward literal --samples 8
+
+    Of a reward that says right or wrong, pass@k is given too. What training has to beat is the best of n completions
+    of the first policy, by the reward: `gain_over_best_of_8`.
     """
     from llmrl.evaluate import evaluate_checkpoints, report_lines
 

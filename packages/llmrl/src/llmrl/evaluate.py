@@ -24,6 +24,7 @@ from llmcore.storage import write_durably
 from llmcore.tokenizer import Tokenizer
 from llmcore.train.device import resolve_device
 from llmrl.advantages import group_advantages
+from llmrl.best_of import best_of, best_of_divergence, pass_rates
 from llmrl.rewards.names import build_rewards
 from llmrl.rewards.sums import Rewards
 from llmrl.rollout import Prompts, Rollout, complete, number_or_none, score_rows
@@ -96,10 +97,28 @@ def summarize(answers: Answers) -> dict[str, Interval]:
     return figures
 
 
-def compare(first: Answers, second: Answers) -> Interval:
-    """How much more the second earns than the first on the same prompts."""
-    pairs = per_prompt(second.rewards, second.samples) - per_prompt(first.rewards, first.samples)
-    return interval(pairs)
+def several(answers: Answers) -> dict[str, Tensor]:
+    """(P,) each: pass@k and best-of-n, where there are several completions of each prompt."""
+    if answers.samples == 1:
+        return {}
+    return pass_rates(answers.terms, answers.samples) | best_of(answers.rewards, answers.terms, answers.samples)
+
+
+def gains(first: Answers, second: Answers) -> dict[str, Interval]:
+    """How much more the second earns than the first, prompt by prompt: in the mean, in pass@k, and over its best-of-n.
+
+    A policy that does not surpass the best of n completions of the one it was trained from is not worth its training.
+    """
+    earned, before = (per_prompt(answers.rewards, answers.samples) for answers in (second, first))
+    figures = {"gain": interval(earned - before)}
+    ours, theirs = several(second), several(first)
+    for name in ours:
+        if name.startswith("pass@"):
+            figures[f"gain/{name}"] = interval(ours[name] - theirs[name])
+    if theirs:
+        name = f"best_of_{first.samples}"
+        figures[f"gain_over_{name}"] = interval(earned - theirs[name])
+    return figures
 
 
 def per_prompt(values: Tensor, samples: int) -> Tensor:
@@ -111,12 +130,6 @@ def interval(values: Tensor) -> Interval:
     """The mean of what is not NaN, with its 95 % interval."""
     known = values[~values.isnan()]
     return mean(known.tolist()) if len(known) else Interval(math.nan, math.nan, math.nan)
-
-
-def pass_at(right: Tensor, samples: int, k: int) -> float:
-    """The chance that one of k completions is right, from S >= k of each prompt: 1 - C(S-c, k)/C(S, k). (P·S,)"""
-    counts = right.view(-1, samples).sum(1).tolist()
-    return sum(1 - math.comb(samples - int(c), k) / math.comb(samples, k) for c in counts) / len(counts)
 
 
 def flat_figures(figures: Mapping[str, Interval], prefix: str = "") -> dict[str, float]:
@@ -172,12 +185,11 @@ def evaluate_checkpoints(
                 seed=seed,
                 reference=anchor.model if temperature else None,
             )
-            figures = summarize(found)
+            figures = summarize(found) | {name: interval(values) for name, values in several(found).items()}
             if times > 1:
-                best = found.rewards.double().view(-1, times).nan_to_num(-torch.inf).amax(1)
-                figures[f"best_of_{times}"] = interval(torch.where(best.isinf(), torch.nan, best))
+                figures[f"best_of_{times}/kl_at_most"] = Interval(*[best_of_divergence(times)] * 3)
             if way in base:
-                figures["gain"] = compare(base[way], found)
+                figures |= gains(base[way], found)
             base.setdefault(way, found)
             entry |= {f"{way}/{name}": figure._asdict() for name, figure in figures.items()}
             given += answer_lines(folder, way, held_out, found)
@@ -210,7 +222,7 @@ def report_lines(report: Mapping[str, Mapping[str, Mapping[str, float]]]) -> lis
     for folder, figures in report.items():
         lines.append(folder)
         for name, figure in figures.items():
-            lines.append(f"  {name:<28} {figure['value']:9.4f}  [{figure['low']:.4f}, {figure['high']:.4f}]")
+            lines.append(f"  {name:<36} {figure['value']:9.4f}  [{figure['low']:.4f}, {figure['high']:.4f}]")
     return lines
 
 

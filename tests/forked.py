@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -13,7 +14,16 @@ from typing import NamedTuple
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["llmcore.train.loop", "llmcore.train.run", "llmcore.checkpoint", "llmcore.generate.engine", "tokenizers", "rich"]
+    [
+        "llmcore.train.loop",
+        "llmcore.train.run",
+        "llmcore.train.fsdp",
+        "llmcore.train.ddp",
+        "llmcore.checkpoint",
+        "llmcore.generate.engine",
+        "tokenizers",
+        "rich",
+    ]
 )
 
 
@@ -71,16 +81,39 @@ class ReadyTest:
         return any(self.folder.glob(self.pattern))
 
 
-def start(*words: str | Path, cwd: Path, site: Path | None = None) -> Child:
+def run_ranks(*words: str | Path, cwd: Path, size: int = 2, limit: float = 120) -> list[Done]:
+    """Run a command line in several processes of one run, to its end: what `torchrun --nproc-per-node` does."""
+    children = start_ranks(*words, cwd=cwd, size=size)
+    deadline = time.monotonic() + limit
+    for child in children:
+        child.process.join(max(0.0, deadline - time.monotonic()))
+    if any(child.process.is_alive() for child in children):
+        for child in children:
+            child.process.kill()
+        raise TimeoutError(f"{words} did not end within {limit} s")
+    return [child.result() for child in children]
+
+
+def start_ranks(*words: str | Path, cwd: Path, size: int = 2) -> list[Child]:
+    """Start a command line in several processes of one run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
+    return [start(*words, cwd=cwd, environment=shared | place) for place in places]
+
+
+def start(*words: str | Path, cwd: Path, site: Path | None = None, environment: dict[str, str] | None = None) -> Child:
     """Start a command line in a child of the fork server; `site` holds further installed packages (see outside.py)."""
     output = Path(tempfile.mkdtemp(dir=cwd, prefix=".output-"))
     line = [str(word) for word in words]
-    process = SERVER.Process(target=enter, args=(line, str(cwd), str(output), site))
+    process = SERVER.Process(target=enter, args=(line, str(cwd), str(output), site, environment or {}))
     process.start()
     return Child(process, output, line)
 
 
-def enter(words: list[str], cwd: str, output: str, site: Path | None) -> None:
+def enter(words: list[str], cwd: str, output: str, site: Path | None, environment: dict[str, str]) -> None:
     """The child: a fresh command with its own standard streams."""
     os.chdir(cwd)
     if site is not None:
@@ -91,7 +124,7 @@ def enter(words: list[str], cwd: str, output: str, site: Path | None) -> None:
     sys.stdout = open(1, "w", closefd=False, buffering=1)  # noqa: SIM115
     sys.stderr = open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
     sys.argv = words
-    os.environ |= {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+    os.environ |= {"COLUMNS": "200", "OMP_NUM_THREADS": "1", **environment}
     importlib.import_module("torch").set_num_threads(1)
     with contextlib.suppress(BrokenPipeError):
         importlib.import_module(f"{words[0]}.cli").main()

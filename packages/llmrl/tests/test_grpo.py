@@ -265,6 +265,8 @@ class Counting:
         mask = torch.tensor([[False, True, True, True]]).expand(6, 4)
         return Experience(ids, mask, torch.zeros(6, 3), metrics={"reward": (float(number), 1)})
 
+    def begin(self) -> None: ...
+
     def enough(self) -> bool:
         return self.stop
 

@@ -82,10 +82,11 @@ def run(config: RewardConfig, out: Path, *, resume: str = "auto", json: bool = F
         )
         if job.complete is not None:
             return job.finish(model)
-        speed = model.activation_dtype
-        model.activation_dtype = torch.float32  # as `load_scorer` will score
-        metrics = figures(evaluate_groups(model, held_out.kept, pad_id=tokenizer.pad_id)) if held_out.kept else {}
-        scale = measure_scale(model, tokenizer, base=base, records=train.records, config=config, dtype=speed)
+        with job.engine.whole(model) as whole:
+            speed = whole.activation_dtype
+            whole.activation_dtype = torch.float32  # as `load_scorer` will score
+            metrics = figures(evaluate_groups(whole, held_out.kept, pad_id=tokenizer.pad_id)) if held_out.kept else {}
+            scale = measure_scale(whole, tokenizer, base=base, records=train.records, config=config, dtype=speed)
         return job.finish(
             model,
             kind="reward",

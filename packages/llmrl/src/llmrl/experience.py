@@ -68,6 +68,10 @@ class Maker(Protocol):
         """Sample rollout `number` from the live policy, for the update of `step`, and value it."""
         ...
 
+    def begin(self) -> None:
+        """An update is about to be made."""
+        ...
+
     def enough(self) -> bool:
         """Whether the rest of this rollout's updates is to be left out, after the one just made."""
         ...
@@ -114,6 +118,7 @@ class Experiences:
         while True:
             if self.current is None:
                 self.current = self.maker.experience(self.number, step=step)
+            self.maker.begin()
             yield self.micro_batches(self.current)
             step += 1
             self.number, self.update, self.current = self.following()

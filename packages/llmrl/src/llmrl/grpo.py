@@ -23,6 +23,7 @@ from llmcore.errors import TrainingError
 from llmcore.losses import Loss
 from llmcore.model.transformer import Transformer
 from llmcore.tokenizer import Tokenizer
+from llmcore.train.parallel import Engine
 from llmcore.train.seeds import step_seed
 from llmrl.advantages import GroupAdvantages, group_advantages
 from llmrl.config import GRPOConfig, GRPOSettings
@@ -46,6 +47,7 @@ class GRPO:
         config: GRPOConfig,
         reference: Transformer | None = None,
         log: SampleLog | None = None,
+        engine: Engine | None = None,
     ) -> None:
         assert (reference is not None) == (config.grpo.beta > 0), "a reference is loaded where beta > 0, and only there"
         self.policy = policy
@@ -56,11 +58,14 @@ class GRPO:
         self.config = config
         self.settings = config.grpo
         self.log = log
+        self.engine = engine or Engine()
+        self.ranks = self.engine.ranks
 
     def experience(self, number: int, *, step: int) -> Experience:
         """Sample groups, reward them, and compare each completion with its group."""
-        rollout, scores = self.sample(number)
-        old, reference = self.logprobs(rollout)
+        with self.engine.whole(self.policy) as policy:
+            rollout, scores = self.sample(policy, number)
+            old, reference = self.logprobs(policy, rollout)
         rewards, divergence = scores.total, {}
         if self.settings.kl_in_reward:
             assert old is not None and reference is not None
@@ -95,52 +100,59 @@ class GRPO:
             longest=self.config.rollout.max_completion_length,
         )
 
-    def sample(self, number: int) -> tuple[Rollout, Scores]:
+    def sample(self, policy: Transformer, number: int) -> tuple[Rollout, Scores]:
         """The groups of one rollout; those of equal rewards are replaced while attempts are left."""
         groups = self.config.train.batch // self.settings.num_generations
-        rollout, scores = self.sample_groups(self.prompts.draw(self.config.train.seed, number, groups), number, 0)
+        chosen = self.prompts.draw(self.config.train.seed, number, groups)
+        rollout, scores = self.sample_groups(policy, chosen, number, 0)
         for attempt in range(1, self.settings.refill_attempts + 1):
             flat = self.compare(scores.total).flat
             if not bool(flat.any()):
                 break
             chosen = self.prompts.draw_again(self.config.train.seed, number, attempt, int(flat.sum()))
-            fresh, fresh_scores = self.sample_groups(chosen, number, attempt)
+            fresh, fresh_scores = self.sample_groups(policy, chosen, number, attempt)
             kept = (~flat).repeat_interleave(self.settings.num_generations).nonzero().flatten()
             rollout = join(rollout, kept, fresh, pad_id=self.tokenizer.pad_id)
             scores = scores.take(kept).join(fresh_scores)
         return rollout, scores
 
-    def sample_groups(self, chosen: list[int], number: int, attempt: int) -> tuple[Rollout, Scores]:
+    def sample_groups(
+        self, policy: Transformer, chosen: list[int], number: int, attempt: int
+    ) -> tuple[Rollout, Scores]:
         G = self.settings.num_generations  # noqa: N806
         rollout = sample_rollout(
-            self.policy,
+            policy,
             self.prompts,
             chosen,
             self.tokenizer,
             self.config.rollout,
             samples=G,
             seed=step_seed(self.config.train.seed, (number << 4) + attempt),
+            ranks=self.ranks,
         )
         for start in range(0, len(rollout.samples), G):
             group = rollout.samples[start : start + G]
             assert all(sample.prompt is group[0].prompt for sample in group), f"a group of mixed prompts at row {start}"
-        scores = self.rewards.score(rollout.samples)
+        scores = self.rewards.score(rollout.samples, self.ranks)
         check_scorable(scores, self.config.rollout.max_unscorable)
         return rollout, scores
 
-    def logprobs(self, rollout: Rollout) -> tuple[Tensor | None, Tensor | None]:
+    def logprobs(self, policy: Transformer, rollout: Rollout) -> tuple[Tensor | None, Tensor | None]:
         """(B, T-1) of the policy that sampled, where they are needed, and of the reference, where there is one."""
         temperature = self.config.rollout.temperature
         old = reference = None
         if self.settings.num_iterations > 1 or self.settings.kl_in_reward:
-            old = score_rows(self.policy, rollout, temperature=temperature)
+            old = score_rows(policy, rollout, temperature=temperature, ranks=self.ranks)
         if self.reference is not None:
-            self.reference.activation_dtype = self.policy.activation_dtype
-            reference = score_rows(self.reference, rollout, temperature=temperature)
+            self.reference.activation_dtype = policy.activation_dtype
+            reference = score_rows(self.reference, rollout, temperature=temperature, ranks=self.ranks)
         return old, reference
 
     def compare(self, rewards: Tensor) -> GroupAdvantages:
         return group_advantages(rewards, samples=self.settings.num_generations, scale=self.settings.scale_rewards)
+
+    def begin(self) -> None:
+        """Nothing to note."""
 
     def enough(self) -> bool:
         """Every update of a rollout is made."""

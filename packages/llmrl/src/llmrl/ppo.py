@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from llmcore.losses import Loss
 from llmcore.model.transformer import Transformer
 from llmcore.tokenizer import Tokenizer
+from llmcore.train.parallel import Engine
 from llmcore.train.seeds import step_seed
 from llmrl.advantages import generalized_advantages, token_rewards, whiten
 from llmrl.config import PPOConfig, PPOSettings
@@ -32,7 +33,16 @@ from llmrl.critic_models import CriticModel, ValueHead
 from llmrl.experience import Experience
 from llmrl.metrics import critic_metrics, masked_sum, max_gap
 from llmrl.rewards.sums import Rewards, check_scorable, sum_and_count
-from llmrl.rollout import SCORING_ROWS, Prompts, Rollout, SampleLog, length_metrics, sample_rollout, score_rows
+from llmrl.rollout import (
+    SCORING_ROWS,
+    Prompts,
+    Rollout,
+    SampleLog,
+    length_metrics,
+    pieces,
+    sample_rollout,
+    score_rows,
+)
 from llmrl.states import logprobs_of_states, sampled_states, spread
 
 
@@ -73,6 +83,7 @@ class PPO:
         tokenizer: Tokenizer,
         config: PPOConfig,
         log: SampleLog | None = None,
+        engine: Engine | None = None,
     ) -> None:
         self.actor = actor
         self.reference = reference
@@ -82,16 +93,19 @@ class PPO:
         self.config = config
         self.settings = config.ppo
         self.log = log
+        self.engine = engine or Engine()
+        self.ranks = self.engine.ranks
         self.kl_coef = KLCoefficient(config.ppo.kl_coef, target=config.ppo.kl_target, horizon=config.ppo.horizon)
         self.moments = RunningMoments()
         self.update_kl: tuple[float, int] = (0.0, 0)
 
     def experience(self, number: int, *, step: int) -> Experience:
         """Sample, score, and say of each token how much better it was than expected."""
-        rollout = self.sample(number)
-        scores = self.rewards.score(rollout.samples)
-        check_scorable(scores, self.config.rollout.max_unscorable)
-        judged, reference = self.judge(rollout)
+        with self.engine.whole(self.actor) as actor:
+            rollout = self.sample(actor, number)
+            scores = self.rewards.score(rollout.samples, self.ranks)
+            check_scorable(scores, self.config.rollout.max_unscorable)
+            judged, reference = self.judge(actor, rollout)
         known = ~scores.total.isnan()
         rollout = rollout._replace(mask=rollout.mask & known.to(rollout.mask.device)[:, None])
         mask = rollout.mask[:, 1:]
@@ -121,33 +135,35 @@ class PPO:
     def loss(self, model: nn.Module, batch: Experience) -> Loss:
         """`ppo_loss` of the live policy; remembers how far the update is from the rollout."""
         assert isinstance(model, ActorCritic)
-        if batch.metrics:  # the first micro-batch of an update
-            self.update_kl = (0.0, 0)
         loss = ppo_loss(model, batch, self.settings, temperature=self.config.rollout.temperature)
         total, count = loss.metrics["policy/approxkl_avg"]
         self.update_kl = (self.update_kl[0] + total, self.update_kl[1] + count)
         return loss
 
-    def sample(self, number: int) -> Rollout:
+    def sample(self, actor: ActorCritic, number: int) -> Rollout:
         return sample_rollout(
-            self.actor.policy,
+            actor.policy,
             self.prompts,
             self.prompts.draw(self.config.train.seed, number, self.config.train.batch * self.settings.num_mini_batches),
             self.tokenizer,
             self.config.rollout,
             samples=1,
             seed=step_seed(self.config.train.seed, number),
+            ranks=self.ranks,
         )
 
-    def judge(self, rollout: Rollout) -> tuple[Judged, Tensor]:
+    def judge(self, actor: ActorCritic, rollout: Rollout) -> tuple[Judged, Tensor]:
         """What the actor and critic that sampled, and the reference, say of a rollout; without gradients."""
-        temperature = self.config.rollout.temperature
+        temperature, count = self.config.rollout.temperature, len(rollout.ids)
+        none = torch.zeros(0, rollout.ids.shape[1] - 1, device=rollout.ids.device)
+        found = [Judged(none, none, none)]
         with torch.no_grad():
-            slices = [slice(i, i + SCORING_ROWS) for i in range(0, len(rollout.ids), SCORING_ROWS)]
-            parts = [self.actor(rollout.ids[p], rollout.mask[p], temperature=temperature) for p in slices]
-        self.reference.activation_dtype = self.actor.policy.activation_dtype
-        reference = score_rows(self.reference, rollout, temperature=temperature)
-        return Judged(*(torch.cat(tensors) for tensors in zip(*parts, strict=True))), reference
+            for p in pieces(self.ranks.share(count), SCORING_ROWS):
+                found.append(actor(rollout.ids[p], rollout.mask[p], temperature=temperature))
+        self.reference.activation_dtype = actor.policy.activation_dtype
+        reference = score_rows(self.reference, rollout, temperature=temperature, ranks=self.ranks)
+        joined = (self.ranks.join_rows(torch.cat(tensors), count) for tensors in zip(*found, strict=True))
+        return Judged(*joined), reference
 
     def points(self, scores: Tensor, truncated: Tensor) -> Tensor:
         """Scores as the tokens are paid with them; 0 where there is none. (B,)"""
@@ -177,10 +193,16 @@ class PPO:
             "objective/kl_coef": (self.kl_coef.value, 1),
         }
 
+    def begin(self) -> None:
+        """An update begins: nothing is known yet of how far it goes."""
+        self.update_kl = (0.0, 0)
+
     def enough(self) -> bool:
-        """Whether the last update went as far from its rollout as `stop_kl` allows."""
-        total, count = self.update_kl
-        return self.settings.stop_kl is not None and total > self.settings.stop_kl * max(1, count)
+        """Whether the last update went as far from its rollout as `stop_kl` allows, over all ranks."""
+        if self.settings.stop_kl is None:
+            return False
+        total, count = (sum(figures) for figures in zip(*self.ranks.gather(self.update_kl), strict=True))
+        return bool(total > self.settings.stop_kl * max(1, count))
 
     def controllers(self) -> dict[str, JsonValue]:
         """The coefficient of the next rollout and the moments so far."""

@@ -17,10 +17,12 @@ from llmcore.batching import pad_rows
 from llmcore.chat import render_chat
 from llmcore.errors import DataError
 from llmcore.generate.engine import generate
+from llmcore.generate.noise import sequence_seeds
 from llmcore.generate.sampling import Sampling
 from llmcore.model.transformer import Transformer
 from llmcore.records import Prompt
 from llmcore.tokenizer import Tokenizer
+from llmcore.train.distributed import ALONE, Ranks
 from llmrl.config import RolloutConfig
 from llmrl.rewards.reward import Sample
 from llmrl.states import sampled_logprobs
@@ -94,8 +96,12 @@ def sample_rollout(
     *,
     samples: int,
     seed: int,
+    ranks: Ranks = ALONE,
 ) -> Rollout:
-    """`samples` completions of each chosen prompt, rows in the order of the prompts, on the model's device."""
+    """`samples` completions of each chosen prompt, rows in the order of the prompts, on the model's device.
+
+    Each of the `ranks` samples those of its own prompts; all get the whole rollout.
+    """
     sampling = Sampling(
         max_new_tokens=config.max_completion_length,
         temperature=config.temperature,
@@ -103,7 +109,7 @@ def sample_rollout(
         top_p=config.top_p,
         seed=seed,
     )
-    return complete(model, prompts, chosen, tokenizer, sampling, samples=samples)
+    return complete(model, prompts, chosen, tokenizer, sampling, samples=samples, ranks=ranks)
 
 
 def complete(
@@ -114,22 +120,30 @@ def complete(
     sampling: Sampling,
     *,
     samples: int = 1,
+    ranks: Ranks = ALONE,
 ) -> Rollout:
     """Completions with any sampling: that of a rollout, or greedy ones."""
-    groups = generate(
-        model, [prompts.ids[number] for number in chosen], sampling, stop_ids=tokenizer.stop_ids, num_samples=samples
+    mine = ranks.share(len(chosen))
+    own = generate(
+        model,
+        [prompts.ids[number] for number in chosen[mine]],
+        sampling,
+        stop_ids=tokenizer.stop_ids,
+        num_samples=samples,
+        seeds=sequence_seeds(sampling.seed, range(mine.start * samples, mine.stop * samples)),
     )
+    told = [[(completion.ids, completion.stopped) for completion in group] for group in own]
+    groups = [group for of_rank in ranks.gather(told) for group in of_rank]
     assert [len(group) for group in groups] == [samples] * len(chosen), "a completion is missing"
     rows: list[list[int]] = []
     starts: list[int] = []
     found: list[Sample] = []
     for number, group in zip(chosen, groups, strict=True):
-        for completion in group:
-            rows.append([*prompts.ids[number], *completion.ids])
+        for words, stopped in group:
+            rows.append([*prompts.ids[number], *words])
             starts.append(len(prompts.ids[number]))
-            words = completion.ids[:-1] if completion.stopped else completion.ids
-            text = tokenizer.decode(words, skip_special=False)
-            found.append(Sample(prompts.records[number], text, tuple(completion.ids), completion.stopped))
+            text = tokenizer.decode(words[:-1] if stopped else words, skip_special=False)
+            found.append(Sample(prompts.records[number], text, tuple(words), stopped))
     device = next(model.parameters()).device
     ids, mask = tensors_of(rows, starts, tokenizer.pad_id)
     truncated = torch.tensor([not sample.stopped for sample in found])
@@ -158,13 +172,24 @@ def join(first: Rollout, kept: Tensor, second: Rollout, *, pad_id: int) -> Rollo
     )
 
 
-def score_rows(model: Transformer, rollout: Rollout, *, temperature: float, rows: int = SCORING_ROWS) -> Tensor:
-    """(B, T-1) log-probabilities of the sampled tokens by the training forward, without a gradient; 0 elsewhere."""
-    parts = [slice(i, i + rows) for i in range(0, len(rollout.ids), rows)]
+def score_rows(
+    model: Transformer, rollout: Rollout, *, temperature: float, rows: int = SCORING_ROWS, ranks: Ranks = ALONE
+) -> Tensor:
+    """(B, T-1) log-probabilities of the sampled tokens by the training forward, without a gradient; 0 elsewhere.
+
+    Each of the `ranks` computes its share of the rows; all get all.
+    """
+    count, columns = len(rollout.ids), rollout.ids.shape[1] - 1
+    found = [torch.zeros(0, columns, device=rollout.ids.device)]
     with torch.no_grad():
-        return torch.cat(
-            [sampled_logprobs(model, rollout.ids[p], rollout.mask[p], temperature=temperature)[0] for p in parts]
-        )
+        for p in pieces(ranks.share(count), rows):
+            found.append(sampled_logprobs(model, rollout.ids[p], rollout.mask[p], temperature=temperature)[0])
+    return ranks.join_rows(torch.cat(found), count)
+
+
+def pieces(share: slice, rows: int) -> list[slice]:
+    """A run of rows in pieces of at most so many."""
+    return [slice(start, min(start + rows, share.stop)) for start in range(share.start, share.stop, rows)]
 
 
 def switch_dropout_off(model: Transformer) -> None:
@@ -196,8 +221,11 @@ def length_metrics(rollout: Rollout) -> dict[str, tuple[float, int]]:
 class SampleLog:
     """`run/samples.jsonl`: completions with their rewards and advantages, cut at the step a run goes on from."""
 
-    def __init__(self, path: Path, *, every: int, count: int, updates: int = 1) -> None:
-        """Log `count` completions of a rollout if one of its `updates` is a step whose metrics are logged."""
+    def __init__(self, path: Path | None, *, every: int, count: int, updates: int = 1) -> None:
+        """Log `count` completions of a rollout if one of its `updates` is a step whose metrics are logged.
+
+        Without a path nothing is logged.
+        """
         self.path = path
         self.every = every
         self.count = count
@@ -205,7 +233,7 @@ class SampleLog:
 
     def start(self, step: int) -> None:
         """Drop the lines of steps that will come again."""
-        if not self.path.exists():
+        if self.path is None or not self.path.exists():
             return
         whole = [line for line in self.path.read_text(encoding="utf-8").split("\n")[:-1] if line]
         kept = [line for line in whole if json.loads(line)["step"] <= step]
@@ -216,7 +244,7 @@ class SampleLog:
     ) -> None:
         """Write the first completions of a rollout that is first used in `step` (1-based), if they are due."""
         due = step == 1 or (step + self.updates - 1) // self.every > (step - 1) // self.every
-        if not due or not self.count:
+        if self.path is None or not due or not self.count:
             return
         lines = []
         for i, sample in enumerate(rollout.samples[: self.count]):

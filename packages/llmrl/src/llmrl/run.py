@@ -53,12 +53,13 @@ def grpo(config: GRPOConfig, out: Path, *, resume: str = "auto", json: bool = Fa
         config=config,
         reference=start.reference,
         log=log,
+        engine=job.engine,
     )
     source = Experiences(
         algorithm,
         seed=config.train.seed,
         epochs=config.grpo.num_iterations,
-        micro_batch=config.train.micro_batch,
+        micro_batch=config.train.rows,
         on_start=log.start,
     )
     evaluate = evaluation(config, start, lambda model: cast(Transformer, model))
@@ -82,13 +83,14 @@ def ppo(config: PPOConfig, out: Path, *, resume: str = "auto", json: bool = Fals
         tokenizer=start.policy.tokenizer,
         config=config,
         log=log,
+        engine=job.engine,
     )
     source = Experiences(
         algorithm,
         seed=config.train.seed,
         epochs=config.ppo.num_ppo_epochs,
         mini_batches=config.ppo.num_mini_batches,
-        micro_batch=config.train.micro_batch,
+        micro_batch=config.train.rows,
         on_start=log.start,
     )
     evaluate = evaluation(config, start, lambda model: cast(ActorCritic, model).policy)
@@ -190,7 +192,9 @@ def open_run(config: RLConfig, out: Path, made_by: str, start: Start, *, resume:
 
 
 def sample_log(job: Run, config: RLConfig, *, every: int, updates: int) -> SampleLog:
-    return SampleLog(job.folder / "samples.jsonl", every=every, count=config.rollout.log_samples, updates=updates)
+    """What rank 0 writes of the rollouts."""
+    path = job.folder / "samples.jsonl" if job.engine.ranks.main else None
+    return SampleLog(path, every=every, count=config.rollout.log_samples, updates=updates)
 
 
 def evaluation(

@@ -2,6 +2,11 @@
 
 config      TrainConfig: steps, batch, rate, precision
 loop        fit and train_step: the loop every stage trains with
+parallel    how several processes share the work: none, ddp, fsdp
+distributed the processes of a run, and what they say to each other
+ddp         the whole model on every rank
+fsdp        the model in parts
+tally       what a step adds up over micro-batches and ranks
 source      what a stage's data must offer: micro-batches from any step
 optim       optimizers and their parameter groups
 schedule    learning rates as functions of the step
@@ -11,6 +16,7 @@ run         Run: the output folder, what it goes on from, the artifact it become
 identity    what must agree before a run goes on
 session     one process's part of a run, from where it stopped
 snapshot    resumable checkpoints
+sharded     those of a model in parts
 metrics     metrics.jsonl and TensorBoard
 view        what a person sees: a live bar, or plain lines
 describe    what the start panel and the end table say

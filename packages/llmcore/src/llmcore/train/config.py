@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from llmcore.config import Config
 from llmcore.train.optim import AdamW, AnyOptimizer
+from llmcore.train.parallel import AnyParallel, OneProcess, per_rank
 from llmcore.train.schedule import AnySchedule, Cosine
 from llmcore.train.watchers import AnyWatcher, TensorBoard
 
@@ -33,6 +34,8 @@ class TrainConfig(Config):
     """auto, cpu, cuda, cuda:1 or mps."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the activations; weights are kept in fp32."""
+    parallel: AnyParallel = OneProcess()
+    """How the processes that torchrun starts share the work: none, ddp or fsdp (docs/distributed.md)."""
     log_every: int = Field(10, ge=1)
     """Steps between two lines of metrics."""
     eval_every: int = Field(100, ge=1)
@@ -97,12 +100,12 @@ class TrainConfig(Config):
 
     @property
     def rows(self) -> int:
-        """Rows per forward pass."""
-        return self.micro_batch or self.batch
+        """Rows per forward pass of one process."""
+        return min(self.micro_batch or self.batch, per_rank(self.batch))
 
 
 SAFE_TO_CHANGE = frozenset(
-    {"device", "micro_batch", "log_every", "eval_every", "save_every", "stop_after"}
+    {"device", "parallel", "micro_batch", "log_every", "eval_every", "save_every", "stop_after"}
     | {"keep", "keep_best", "best_metric", "best_mode", "pin_every"}
 )
 """Settings that may differ when a run goes on: they change neither the data nor the updates (beyond rounding)."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from llmcore.errors import ConfigError
+from llmcore.train.distributed import place_from_environment
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -32,9 +33,14 @@ def resolve(device: str, dtype: str) -> Placement:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is CUDA, then Apple's MPS, then the CPU; another name is taken as it is, if it is there."""
+    """`auto` is CUDA, then Apple's MPS, then the CPU; another name is taken as it is, if it is there.
+
+    Of the processes of one run, each takes the GPU of its number.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps_available() else "cpu"
+    if name == "cuda" and (place := place_from_environment()).size > 1:
+        name = f"cuda:{place.local}"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -45,7 +51,11 @@ def resolve_device(name: str) -> torch.device:
         "mps": mps_available(),
     }
     if not there.get(device.type, False):
-        raise ConfigError(f"device {name!r} is not on this machine", hint="train.device=auto takes what is there")
+        count = torch.cuda.device_count()
+        hint = f"start at most {count} processes on it" if name.startswith("cuda:") and count else ""
+        raise ConfigError(
+            f"device {name!r} is not on this machine", hint=hint or "train.device=auto takes what is there"
+        )
     return device
 
 
@@ -86,8 +96,13 @@ def cpu_flags() -> frozenset[str]:
 
 
 def place(model: nn.Module, placement: Placement) -> None:
-    """Move a model to its device and set the precision of the activations of every part that has one."""
+    """Move a model to its device and set its precision."""
     model.to(placement.device)
+    set_precision(model, placement)
+
+
+def set_precision(model: nn.Module, placement: Placement) -> None:
+    """Set the precision of the activations of every part of a model that has one."""
     for module in precise_modules(model):
         module.activation_dtype = placement.dtype  # type: ignore[assignment]
     if placement.device.type == "cpu":
@@ -135,6 +150,7 @@ def environment(placement: Placement) -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "device": placement.device.type,
         "dtype": NAMES[placement.dtype],
+        "processes": str(place_from_environment().size),
     }
 
 

@@ -1,19 +1,18 @@
 """The one training loop.
 
 A loss returns a sum and a count, a source yields one optimizer step's micro-batches at a time, and only this file
-divides: once, after all micro-batches of the step, so that accumulation is exact whatever the masks. The loop *pulls*:
-a source that samples from the live model right before it yields is on-policy.
+divides: once, after all micro-batches of the step on all ranks, so that accumulation is exact whatever the masks. The
+loop *pulls*: a source that samples from the live model right before it yields is on-policy.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import get_total_norm
 
 from llmcore.errors import TrainingError
@@ -23,15 +22,19 @@ from llmcore.train.config import TrainConfig
 from llmcore.train.device import to_device
 from llmcore.train.diverged import NotFiniteError
 from llmcore.train.optim import set_rate
+from llmcore.train.parallel import Engine
 from llmcore.train.seeds import step_seed
 from llmcore.train.session import due
 from llmcore.train.source import Source
+from llmcore.train.tally import Tally
 
 if TYPE_CHECKING:
     from llmcore.train.run import Run
 
 M = TypeVar("M", bound=nn.Module)
 B = TypeVar("B")
+
+ONE_DEVICE = Engine()
 
 
 def fit(
@@ -54,20 +57,27 @@ def fit(
         optimizer = config.optimizer.build(model, config.lr)
         factor = config.schedule.build(config.steps)
         session.restore(optimizer)
-        check = partial(evaluate, model) if evaluate is not None else None
         steps = source.steps_from(session.step, session.source_state)
         if session.step and due(session.step, config.eval_every, config):
-            session.evaluate(check)  # the run was stopped before it could
+            session.evaluate(evaluate)  # the run was stopped before it could
         while session.goes_on():
             lr = config.lr * factor(session.step)
             set_rate(optimizer, factor(session.step))
             micro_batches = next(steps)
-            torch.manual_seed(step_seed(config.seed, session.step))
+            torch.manual_seed(step_seed(config.seed, session.step, rank=run.engine.ranks.rank))
             with session.step_guard(source, loss_fn, micro_batches, lr=lr):
-                result = train_step(model, optimizer, micro_batches, loss_fn, clip=config.clip, device=session.device)
+                result = train_step(
+                    model,
+                    optimizer,
+                    micro_batches,
+                    loss_fn,
+                    clip=config.clip,
+                    device=session.device,
+                    engine=run.engine,
+                )
             session.advance(result, lr=lr)
             if due(session.step, config.eval_every, config):
-                session.evaluate(check)
+                session.evaluate(evaluate)
             if session.save_due():
                 session.save(optimizer, source.state())
         session.end(optimizer, source.state)
@@ -96,47 +106,28 @@ def train_step(
     *,
     clip: float,
     device: torch.device | str = "cpu",
+    engine: Engine = ONE_DEVICE,
 ) -> StepResult:
-    """One update from the gradient of the mean loss over all micro-batches.
+    """One update from the gradient of the mean loss over all micro-batches, of all ranks.
 
     Raises NotFiniteError, without an update, if a loss or the gradient is not finite.
     """
     device = torch.device(device)
     optimizer.zero_grad(set_to_none=True)
-    totals: list[Tensor] = []
-    sums: dict[str, list[float]] = {}
-    count = tokens = 0
-    for batch in micro_batches:
+    tally = Tally()
+    for batch in engine.deal(micro_batches):
         batch = to_device(batch, device)
-        loss = loss_fn(model, batch)
-        auxiliary = take_aux_losses(model)
-        if auxiliary is not None:  # a mean per item: weighted so that the division below leaves it one
-            add_metric(sums, "aux_loss", float(auxiliary.detach()) * loss.count, loss.count)
+        loss = engine.loss(model, loss_fn, batch)
+        auxiliary = take_aux_losses(model)  # a mean per item: weighted so that the division below leaves it one
         torch.autograd.backward(loss.total if auxiliary is None else loss.total + auxiliary * loss.count)
-        totals.append(loss.total.detach())
-        count += loss.count
-        tokens += tokens_in(batch, loss.count)
-        for name, (total, items) in loss.metrics.items():
-            add_metric(sums, name, total, items)
-    if count == 0:
+        tally.add(loss, batch, auxiliary)
+    grads = engine.gradients(optimizer)
+    tally.over(engine.ranks, get_total_norm(grads))
+    if tally.count == 0:
         raise TrainingError("no item of this step counts: every target is masked", hint="look at the rows and the mask")
-    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = get_total_norm(grads) / count
-    *losses, grad_norm = torch.stack([*(t.float() for t in totals), norm.float()]).tolist()
-    if not all(map(math.isfinite, (*losses, grad_norm))):
-        raise NotFiniteError(losses=losses, grad_norm=grad_norm)
-    torch._foreach_mul_(grads, min(1.0, clip / (grad_norm + 1e-6)) / count)
+    grad_norm = engine.norm(tally.norms) / tally.count
+    if not (math.isfinite(tally.loss) and math.isfinite(grad_norm)):
+        raise NotFiniteError(losses=tally.losses, grad_norm=grad_norm)
+    torch._foreach_mul_(grads, min(1.0, clip / (grad_norm + 1e-6)) / tally.count)
     optimizer.step()
-    means = {name: total / items for name, (total, items) in sums.items() if items}
-    return StepResult(math.fsum(losses) / count, grad_norm, count, tokens, means)
-
-
-def add_metric(sums: dict[str, list[float]], name: str, total: float, items: int) -> None:
-    entry = sums.setdefault(name, [0.0, 0])
-    entry[0] += total
-    entry[1] += items
-
-
-def tokens_in(batch: Any, count: int) -> int:
-    ids = getattr(batch, "ids", None)
-    return ids.numel() if isinstance(ids, Tensor) else count
+    return StepResult(tally.loss / tally.count, grad_norm, tally.count, tally.tokens, tally.means())

@@ -68,6 +68,22 @@ class MetricsFile:
         self.file.close()
 
 
+class NoMetrics(MetricsFile):
+    """What a process that does not write has in its place."""
+
+    def __init__(self) -> None:
+        self.last, self.abandoned, self.end, self.rows = {}, None, 0, []
+
+    def write(self, row: Row) -> None:
+        """Nowhere."""
+
+    def sync(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Every line of a metrics file."""
     return [line.figures for line in kept_rows(path, None)[0]]

@@ -23,13 +23,14 @@ from llmcore.model.size import parameters_by_module
 from llmcore.train.config import TrainConfig
 from llmcore.train.describe import describe_model, describe_training
 from llmcore.train.device import place
-from llmcore.train.loop import tokens_in, train_step
+from llmcore.train.loop import train_step
 from llmcore.train.rehearsal import LossFunction
 from llmcore.train.retention import snapshot_paths
 from llmcore.train.run import Run
 from llmcore.train.seeds import step_seed
 from llmcore.train.signals import Stopped
 from llmcore.train.source import Source
+from llmcore.train.tally import tokens_in
 from llmcore.train.utilization import matmul_peak, synchronize, training_flops
 from llmcore.train.view import amount, duration
 

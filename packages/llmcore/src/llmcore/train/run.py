@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -34,6 +34,7 @@ from llmcore.train.config import TrainConfig
 from llmcore.train.describe import end_figures, end_places
 from llmcore.train.device import Placement, resolve
 from llmcore.train.identity import Identity, check_same_run, identity_of, read_identity
+from llmcore.train.parallel import engine_of
 from llmcore.train.rehearsal import Rehearsal
 from llmcore.train.retention import snapshot_paths, step_name
 from llmcore.train.samples import Prompting
@@ -43,6 +44,8 @@ from llmcore.train.view import choose_view
 
 TIMED = frozenset({"step", "tokens", "seconds", "tokens_per_s", "mfu", "memory_gib"})
 """Figures of a line of metrics that are no result."""
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Run:
@@ -70,40 +73,69 @@ class Run:
         """
         self.out, self.made_by, self.config = Path(out), made_by, config
         self.parents, self.tokenizer = dict(parents or {}), tokenizer
-        self.json, self.facts, self.next_commands = json, dict(facts or {}), tuple(next_commands)
+        self.facts, self.next_commands = dict(facts or {}), tuple(next_commands)
         self.folder = self.out / "run"
         self.snapshots = self.folder / "checkpoints"
         self.metrics_path = self.folder / "metrics.jsonl"
         self.identity_path = self.folder / identity.NAME
         self.prompting = prompting
-        self.view = choose_view(quiet=quiet)
+        self.engine = engine_of(train := train_settings(config), resolve(train.device, train.dtype).device)
+        self.json = json and self.engine.ranks.main
+        self.view = choose_view(quiet=quiet or not self.engine.ranks.main)
         self.figures: dict[str, float] = {}
         self.progress = Progress()
         self.environment: dict[str, str] = {}
         self.peak = 0
         self.held = contextlib.ExitStack()
+        self.held.callback(self.engine.ranks.leave)
         self.best: int | None = None
         self.complete: Manifest | None = None
+        self.died: str | None = None
+        self.unfinished: list[str] = []
         self.rehearsal = None if isinstance(resume, str) else resume
         self.resume = check_resume(resume) if isinstance(resume, str) else "auto"
-        check_ours(self.out, self.folder)
-        self.identity = self.agree()  # before the lock, so that a refusal leaves another run's folder as it is
-        if self.rehearsal is None:
+        try:
+            self.check_same_command()
             self.take()
-        else:
-            self.folder = Path(self.held.enter_context(TemporaryDirectory()))
+        except BaseException:
+            self.close()
+            raise
 
     def take(self) -> None:
-        """Hold the folder, and clear away what a killed process left there."""
-        self.died = self.held.enter_context(lock_directory(self.folder))
-        try:
+        """Hold the folder, on rank 0, and clear away what a killed process left there; all ranks know what it holds."""
+        ranks = self.engine.ranks
+        if ranks.main:
+            check_ours(self.out, self.folder)
+            self.identity = self.agree()  # before the lock, so that a refusal leaves another run's folder as it is
+            if self.rehearsal is not None:
+                self.folder = Path(self.held.enter_context(TemporaryDirectory()))
+                return
+            self.died = self.held.enter_context(lock_directory(self.folder))
             self.identity = self.agree()
             left = [name for folder in (self.out, self.folder, self.snapshots) for name in remove_leftovers(folder)]
             self.unfinished = [whole for name in left if (whole := unfinished_name(name))]
             self.complete = self.finished()
-        except BaseException:
-            self.close()
-            raise
+        self.identity = Identity.model_validate_json(ranks.first(ranks.main and self.identity.model_dump_json()))
+        self.complete = self.from_main(self.complete)
+
+    def check_same_command(self) -> None:
+        """Refuse ranks that were started with different settings or inputs, or to do anything but train."""
+        if self.rehearsal is not None and self.engine.ranks.size > 1:
+            raise ConfigError("this command works with one process", hint="give it without torchrun")
+        wanted = identity_of(made_by=self.made_by, config=self.config, parents=self.parents).model_dump_json()
+        for rank, other in enumerate(everyone := self.engine.ranks.gather(wanted)):
+            if other != everyone[0]:
+                raise ConfigError(
+                    f"process {rank} was started with other settings or inputs than process 0",
+                    hint="give every process the same command, and every machine the same files",
+                )
+
+    def from_main(self, manifest: Manifest | None) -> Manifest | None:
+        """Rank 0's manifest, on every rank."""
+        if self.engine.ranks.size == 1:
+            return manifest
+        text = self.engine.ranks.first(manifest and manifest.model_dump_json())
+        return None if text is None else Manifest.model_validate_json(text)
 
     def agree(self) -> Identity:
         """The identity of this run, compared with what the folder holds."""
@@ -126,12 +158,12 @@ class Run:
         if not (self.out / MANIFEST).exists():
             return None
         if self.resume.isdecimal():
-            self.load()
+            self.load_verified()
             remove_durably(self.out / MANIFEST)
             return None
         return read_manifest(self.out)
 
-    def session(self, model: nn.Module, config: TrainConfig) -> Session:
+    def session(self, model: M, config: TrainConfig) -> Session[M]:
         """Start or go on: used by `fit`."""
         try:
             return Session(self, model, config)
@@ -149,13 +181,21 @@ class Run:
         return placement._replace(reason=placement.reason.replace("as set", "as the run started"))
 
     def load(self) -> Snapshot | None:
+        """The snapshot to go on from: rank 0 chooses and verifies it."""
+        snapshot = self.load_verified() if self.engine.ranks.main else None
+        step = self.engine.ranks.first(snapshot and snapshot.progress.step)
+        if step is None or snapshot is not None:
+            return snapshot
+        return load_snapshot(self.snapshot_path(step), verify=False, lazily=self.engine.sharded)
+
+    def load_verified(self) -> Snapshot | None:
         """The snapshot to go on from; a damaged one is an error that names the last good one."""
         paths = snapshot_paths(self.snapshots)
         step = self.step_to_resume(paths)
         if step is None:
             return None
         try:
-            snapshot = load_snapshot(paths[step])
+            snapshot = load_snapshot(paths[step], lazily=self.engine.sharded)
         except ArtifactError as error:
             del paths[step]
             good = latest_intact(paths)
@@ -190,7 +230,8 @@ class Run:
             "environment": dict(self.identity.environment or environment),
         }
         self.identity = self.identity.model_copy(update=update)
-        write_durably(self.identity_path, self.identity.model_dump_json(indent=1).encode())
+        if self.engine.ranks.main:
+            write_durably(self.identity_path, self.identity.model_dump_json(indent=1).encode())
 
     def note(self, progress: Progress, last: Mapping[str, Any], *, peak: int) -> None:
         """Remember the last line of metrics for the manifest."""
@@ -221,9 +262,18 @@ class Run:
         role and folder of the model below (`llmcore.adapters`). A finished run is left as it is.
         """
         if self.complete is None:
-            self.complete = self.write_artifact(
-                model, kind=kind, metrics=metrics or {}, counts=counts or {}, extra_files=extra_files or {}, base=base
-            )
+            with self.engine.whole(model, device="cpu", main_only=True) as whole:
+                if self.engine.ranks.main:
+                    self.complete = self.write_artifact(
+                        whole,
+                        kind=kind,
+                        metrics=metrics or {},
+                        counts=counts or {},
+                        extra_files=extra_files or {},
+                        base=base,
+                    )
+            self.complete = self.from_main(self.complete)
+            assert self.complete is not None
             self.view.end(
                 {"weights": self.weights_told(), **end_figures(self.complete, self.progress, peak=self.peak)},
                 end_places(self.out, self.metrics_path, self.next_commands),
@@ -308,6 +358,12 @@ def unfinished_name(leftover: str) -> str:
     """`.tmp-step-00000400-77` -> `step-00000400`; nothing for what was being deleted, and for single files."""
     name = leftover.removeprefix(TEMPORARY)
     return name.rpartition("-")[0] if name.startswith("step-") else ""
+
+
+def train_settings(config: Config) -> TrainConfig:
+    """The `[train]` table of a stage's settings, or these settings themselves."""
+    train = config if isinstance(config, TrainConfig) else getattr(config, "train", None)
+    return train if isinstance(train, TrainConfig) else TrainConfig()
 
 
 def check_resume(resume: str) -> str:

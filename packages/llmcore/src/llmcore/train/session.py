@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -20,16 +20,18 @@ from torch import nn
 from llmcore.errors import ExtensionError, TrainingError
 from llmcore.train.config import TrainConfig
 from llmcore.train.describe import start_facts
-from llmcore.train.device import environment, place
+from llmcore.train.device import environment
+from llmcore.train.distributed import ALONE, lost_contact
 from llmcore.train.diverged import NotFiniteError, diverged
 from llmcore.train.memory import memory_advice, peak_bytes
-from llmcore.train.metrics import MetricsFile, read_metrics
+from llmcore.train.metrics import MetricsFile, NoMetrics, read_metrics
 from llmcore.train.probe import Probe
 from llmcore.train.profiling import Profiling
 from llmcore.train.rehearsal import LossFunction
 from llmcore.train.retention import Retention, read_pins, snapshot_paths
 from llmcore.train.samples import sampler_of
 from llmcore.train.seeds import step_seed
+from llmcore.train.sharded import local_part
 from llmcore.train.signals import Interruption, Stopped, StopRequest
 from llmcore.train.snapshot import (
     Progress,
@@ -53,15 +55,17 @@ if TYPE_CHECKING:
 STANDARD = frozenset({"step", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "seconds", "mfu", "memory_gib"})
 """What lines of metrics have; a loss cannot give these names to figures of its own."""
 
+M = TypeVar("M", bound=nn.Module)
+
 WINDOW = 20
 """Steps over which tokens per second are taken."""
 
 
-class Session:
+class Session(Generic[M]):
     """What `fit` holds while it trains; a `with` block that always leaves the folder resumable."""
 
-    def __init__(self, run: Run, model: nn.Module, config: TrainConfig) -> None:
-        self.run, self.model, self.config = run, model, config
+    def __init__(self, run: Run, model: M, config: TrainConfig) -> None:
+        self.run, self.model, self.config, self.ranks = run, model, config, run.engine.ranks
         self.placement = run.resolve(config)
         self.device = self.placement.device
         self.stop = StopRequest()
@@ -82,22 +86,24 @@ class Session:
         """Optimizer steps done."""
         return self.progress.step
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Session[M]:
         with contextlib.ExitStack() as opening:
             opening.callback(self.run.close)
-            place(self.model, self.placement)
             self.run.begin(environment(self.placement))
-            self.metrics = MetricsFile(self.run.metrics_path, start=self.step)
+            self.metrics = MetricsFile(self.run.metrics_path, start=self.step) if self.ranks.main else NoMetrics()
             opening.callback(self.metrics.close)
             self.retention = Retention(self.config, self.metrics.rows)
             read_pins(self.run.folder)  # a damaged list is told now, not at the first save
-            if self.sampler is not None:
-                self.sampler.start(self.step)
-            self.open_watchers(opening)
+            if self.ranks.main:
+                if self.sampler is not None:
+                    self.sampler.start(self.step)
+                self.open_watchers(opening)
             self.tell_start()
             if self.config.mfu:
                 self.flops = training_flops(self.model)
-                self.flops_peak = matmul_peak(self.device, self.placement.dtype)
+                self.flops_peak = matmul_peak(self.device, self.placement.dtype) * self.ranks.size
+            self.run.engine.place(self.model, self.placement)
+            opening.callback(self.run.engine.close)
             self.model.train()
             opening.enter_context(self.stop)
             opening.pop_all()
@@ -152,6 +158,7 @@ class Session:
             for watcher in self.watchers:
                 closing.callback(watcher.close)
             closing.callback(self.end_profile)
+            closing.callback(self.run.engine.close)
             closing.callback(self.run.view.pause)
             closing.callback(self.stop.__exit__)
             self.model.eval()
@@ -160,14 +167,15 @@ class Session:
         """Give model and optimizer what the snapshot holds, if the run goes on from one."""
         if self.snapshot is not None:
             path = self.run.snapshot_path(self.step)
-            restore_model(self.model, self.snapshot.model, path)
-            restore_optimizer(self.model, optimizer, self.snapshot.optimizer, path)
+            restore_model(self.model, self.snapshot.model, path, self.ranks)
+            restore_optimizer(self.model, optimizer, self.snapshot.optimizer, path, self.ranks)
             self.snapshot = None
         self.run.view.begin(step=self.step, steps=self.config.steps)
 
     def goes_on(self) -> bool:
-        """Whether another step is to be taken; starts its clock."""
-        more = self.step < self.last_step() and self.stop.code is None
+        """Whether another step is to be taken, as all ranks agree; starts its clock."""
+        self.stop_code = max(self.ranks.gather(self.stop.code or 0))
+        more = self.step < self.last_step() and not self.stop_code
         if more:
             self.profiling.before(self.step + 1)
         self.started_at = time.perf_counter()
@@ -193,25 +201,33 @@ class Session:
             with memory_advice(f"step {self.step + 1} ({self.config.rows} rows at a time)"):
                 yield
         except NotFiniteError as error:
-            raise diverged(
-                error,
-                self.run.folder / "nan-dump",
-                model=self.model,
-                micro_batches=micro_batches,
-                facts=facts,
-                rows=[int(row) for row in source.data_rows(self.step)] if isinstance(source, Traceable) else [],
-                first=self.find_first(loss_fn, micro_batches),
-            ) from None
+            with self.run.engine.whole(self.model) as model:
+                if not self.ranks.main:  # every rank has the whole step's micro-batches: one dumps them
+                    raise
+                raise diverged(
+                    error,
+                    self.run.folder / "nan-dump",
+                    model=model,
+                    micro_batches=micro_batches,
+                    facts=facts,
+                    rows=[int(row) for row in source.data_rows(self.step)] if isinstance(source, Traceable) else [],
+                    first=self.find_first(model, loss_fn, micro_batches),
+                ) from None
         except TrainingError as error:
             raise TrainingError(f"step {self.step + 1}: {error.message}", hint=error.hint) from error
+        except RuntimeError as error:
+            lost = lost_contact(error) if self.ranks.size > 1 else None
+            if lost is None:
+                raise
+            raise lost from error
 
-    def find_first(self, loss_fn: LossFunction, micro_batches: Sequence[object]) -> str | None:
+    def find_first(self, model: nn.Module, loss_fn: LossFunction, micro_batches: Sequence[object]) -> str | None:
         """Where a number of this step was not finite first: the step done again, with every module watched."""
         from llmcore.train.replay import one_step
 
-        probe = Probe(self.model)
+        probe = Probe(model)
         with probe:
-            one_step(self.model, micro_batches, loss_fn, config=self.config, step=self.step + 1, device=self.device)
+            one_step(model, micro_batches, loss_fn, config=self.config, step=self.step + 1, device=self.device)
         return probe.first
 
     def advance(self, result: StepResult, *, lr: float) -> None:
@@ -253,7 +269,8 @@ class Session:
             for watcher in self.watchers:
                 watcher.histograms(self.step, spread)
         if self.sampler is not None and config.sample_every and due(self.step, config.sample_every, config):
-            pairs = self.sampler.sample(self.model, self.step)
+            with self.run.engine.whole(self.model, main_only=True) as model:
+                pairs = self.sampler.sample(model, self.step) if self.ranks.main else []
             for watcher in self.watchers:
                 watcher.texts(self.step, pairs)
             for prompt, text in pairs:
@@ -269,23 +286,27 @@ class Session:
         """Tokens per second over the last steps, without evaluations and saves."""
         return round(sum(tokens for tokens, _ in self.recent) / (sum(s for _, s in self.recent) or 1e-9), 1)
 
-    def evaluate(self, function: Callable[[], Mapping[str, float]] | None) -> None:
+    def evaluate(self, function: Callable[[M], Mapping[str, float]] | None) -> None:
         """Add validation figures to this step's line, unless it has them; a signal puts them off to the next start."""
         if function is None:
             self.refuse_best()
             return
-        if self.metrics.evaluated(self.step):
+        if self.ranks.first(self.metrics.evaluated(self.step)):
             return
         self.model.eval()
         torch.manual_seed(step_seed(self.config.seed, self.step))
-        try:
-            with self.stop.may_break(), torch.no_grad():
-                figures = {f"val_{name}": float(value) for name, value in function().items()}
-        except Interruption:
-            return
-        finally:
-            self.model.train()
-        self.record({"step": self.step, **figures})
+        figures: dict[str, float] | None = None
+        with (
+            self.run.engine.whole(self.model) as model,
+            torch.no_grad(),
+            contextlib.suppress(Interruption),
+            self.stop.may_break(),
+        ):
+            figures = {f"val_{name}": float(value) for name, value in function(model).items()}
+        self.model.train()
+        everyone = self.ranks.gather(figures)
+        if None not in everyone:
+            self.record({"step": self.step, **everyone[0]})
 
     def refuse_best(self) -> None:
         """Without an evaluation no checkpoint is the best."""
@@ -307,17 +328,23 @@ class Session:
 
     def save_due(self) -> bool:
         """Whether this step is to be saved: by its number, or because it is among the best."""
-        best = self.config.keep_best > 0 and self.metrics.evaluated(self.step) and self.retention.among_best(self.step)
+        best = self.config.keep_best > 0 and self.ranks.first(
+            self.metrics.evaluated(self.step) and self.retention.among_best(self.step)
+        )
         return best or due(self.step, self.config.save_every, self.config)
 
     def save(self, optimizer: torch.optim.Optimizer, source: SourceState | None) -> None:
         """Make this step one that the run can go on from; it is announced once it is durable."""
         self.metrics.sync()
-        snapshot = Snapshot(self.progress, model_state(self.model), optimizer_state(self.model, optimizer), source)
-        save_snapshot(self.run.snapshots, snapshot, made_by=self.run.made_by)
+        if self.ranks.main or self.run.engine.sharded:
+            snapshot = Snapshot(self.progress, model_state(self.model), optimizer_state(self.model, optimizer), source)
+            together = self.ranks if self.run.engine.sharded else ALONE
+            save_snapshot(self.run.snapshots, snapshot, made_by=self.run.made_by, ranks=together)
+        self.ranks.wait()
         self.saved_step = self.step
         self.run.view.say(f"saved step {self.step}")
-        self.retention.prune(self.run.snapshots)
+        if self.ranks.main:
+            self.retention.prune(self.run.snapshots)
 
     def end(self, optimizer: torch.optim.Optimizer, source_state: Callable[[], SourceState | None]) -> None:
         """Save the last step; leave by SystemExit if it is not the last of the run."""
@@ -331,27 +358,31 @@ class Session:
             self.run.view.say(
                 f"stopped at step {self.step} of {self.config.steps}: give the same command again to go on"
             )
-            raise Stopped(self.stop.code or 0)
+            raise Stopped(self.stop_code)
 
     def take_best(self) -> None:
         """Give the model the weights of the best checkpoint that is there."""
-        ranked = self.retention.best(snapshot_paths(self.run.snapshots))
+        ranked = self.ranks.first(self.retention.best(snapshot_paths(self.run.snapshots)))
         if not ranked:
             raise TrainingError(
                 f"train.artifact is 'best', and no checkpoint has a {self.config.best_metric}",
                 hint="evaluate more often: train.eval_every",
             )
         path = self.run.snapshot_path(ranked[0])
-        restore_model(self.model, load_snapshot(path).model, path)
+        best = load_snapshot(path, verify=self.ranks.main, lazily=self.run.engine.sharded)
+        restore_model(self.model, best.model, path, self.ranks)
         self.run.took(ranked[0], next(row for row in read_metrics(self.run.metrics_path) if row["step"] == ranked[0]))
 
 
 def weights_and_gradients(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every weight and, where it has one, its gradient (as the last update used it), by name."""
+    """Every weight and, where it has one, its gradient (as the last update used it), by name.
+
+    Of a model in parts, what this rank holds of them.
+    """
     for name, weight in model.named_parameters():
-        yield f"weights/{name}", weight
+        yield f"weights/{name}", local_part(weight)
         if weight.grad is not None:
-            yield f"gradients/{name}", weight.grad
+            yield f"gradients/{name}", local_part(weight.grad)
 
 
 def due(step: int, every: int, config: TrainConfig) -> bool:

@@ -6,11 +6,13 @@
     state.json              step, counts, and the source's other values
     manifest.json           written last, with the hash of each file
 
-No random state: randomness is a function of (seed, step).
+Of a model in parts each rank writes its own, and an index says where they are: see `sharded`. No random state:
+randomness is a function of (seed, step).
 """
 
 import json
-from collections.abc import Set
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,10 +23,12 @@ from torch import Tensor, nn
 
 from llmcore.config import Config, first_problem
 from llmcore.errors import ArtifactError, LLMError, TrainingError
-from llmcore.manifest import verify_artifact, write_manifest
+from llmcore.manifest import read_manifest, verify_artifact, write_manifest
 from llmcore.storage import check_free_space, commit_directory, read_regular
 from llmcore.tensors import all_finite, load_tensors
+from llmcore.train.distributed import ALONE, Ranks
 from llmcore.train.retention import step_name
+from llmcore.train.sharded import StoredTensors, is_cut, local_part, save_parts
 from llmcore.train.source import SourceState
 
 LARGEST_STATE = 64 << 20
@@ -60,35 +64,61 @@ class Snapshot(NamedTuple):
     """A resumable checkpoint in memory."""
 
     progress: Progress
-    model: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
+    model: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
     source: SourceState | None
 
 
-def save_snapshot(folder: Path, snapshot: Snapshot, *, made_by: str) -> Path:
-    """Commit a snapshot below `folder` under its step; when this returns, it is durable."""
-    parts = {"model": snapshot.model, "optimizer": snapshot.optimizer}
+def save_snapshot(folder: Path, snapshot: Snapshot, *, made_by: str, ranks: Ranks = ALONE) -> Path:
+    """Commit a snapshot below `folder` under its step; when this returns, it is durable.
+
+    With several `ranks` all call this, with their parts.
+    """
+    parts: dict[str, Mapping[str, Tensor]] = {"model": snapshot.model, "optimizer": snapshot.optimizer}
+    cut = any(is_cut(tensor) for tensor in snapshot.model.values())
     if snapshot.source is not None and snapshot.source.tensors:
         parts["source"] = detached(snapshot.source.tensors)
     check_finite(snapshot.model)
     folder.mkdir(parents=True, exist_ok=True)
     check_free_space(folder, bytes_of(parts))
     path = folder / step_name(snapshot.progress.step)
-    with commit_directory(path) as scratch:
+    with commit_together(path, ranks) as scratch:
+        files: list[str] = []
         for name, tensors in parts.items():
-            save_file(tensors, scratch / f"{name}.safetensors", metadata={"format": "pt"})
+            if cut and name != "source":
+                files += save_parts(scratch, name, tensors, ranks)
+            elif ranks.main:
+                save_file(dict(tensors), scratch / f"{name}.safetensors", metadata={"format": "pt"})
+                files.append(f"{name}.safetensors")
+        if not ranks.main:
+            return path
         state = State(
             **snapshot.progress._asdict(), source=snapshot.source.values if snapshot.source is not None else None
         )
         (scratch / "state.json").write_text(state.model_dump_json(indent=1), encoding="utf-8")
-        files = [*(f"{name}.safetensors" for name in parts), "state.json"]
-        write_manifest(scratch, kind="snapshot", made_by=made_by, config={}, files=files)
+        write_manifest(scratch, kind="snapshot", made_by=made_by, config={}, files=[*files, "state.json"])
     return path
 
 
-def load_snapshot(path: Path) -> Snapshot:
-    """Read a snapshot whose every hash is right."""
-    files = verify_artifact(path, expect="snapshot").files
+@contextmanager
+def commit_together(path: Path, ranks: Ranks) -> Iterator[Path]:
+    """`commit_directory` of rank 0, in which all ranks write; at the end of the block it is there for all."""
+    if ranks.main:
+        with commit_directory(path) as scratch:
+            ranks.first(str(scratch))
+            yield scratch
+    else:
+        yield Path(ranks.first())
+    ranks.wait()
+
+
+def load_snapshot(path: Path, *, verify: bool = True, lazily: bool = False) -> Snapshot:
+    """Read a snapshot whose every hash is right.
+
+    `verify`: False where another rank did. `lazily`: for a model in parts, of which each rank reads its own.
+    """
+    files = (verify_artifact if verify else read_manifest)(path, expect="snapshot").files
+    lazily = lazily or "model.index.json" in files
     state = read_state(path / "state.json")
     if step_name(state.step) != path.name:
         raise ArtifactError(f"{path} holds step {state.step}, which is not its name")
@@ -98,8 +128,8 @@ def load_snapshot(path: Path) -> Snapshot:
         source = SourceState(tensors, state.source)
     return Snapshot(
         Progress(state.step, state.tokens, state.seconds),
-        load_tensors(path / "model.safetensors"),
-        load_tensors(path / "optimizer.safetensors"),
+        StoredTensors(path, "model") if lazily else load_tensors(path / "model.safetensors"),
+        StoredTensors(path, "optimizer") if lazily else load_tensors(path / "optimizer.safetensors"),
         source,
     )
 
@@ -120,23 +150,25 @@ def model_state(model: nn.Module) -> dict[str, Tensor]:
     seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
     unique: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        if tensor.numel() and key in seen:
+        here = local_part(tensor)
+        key = (here.data_ptr(), tensor.shape, tensor.stride())
+        if here.numel() and key in seen:
             continue
         seen.add(key)
         unique[name] = tensor
     return detached(unique)
 
 
-def restore_model(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, ranks: Ranks = ALONE) -> None:
     """Copy a snapshot's weights into the model they were taken from: the same names, shapes and dtypes."""
     wanted = model.state_dict()
     names = model_state(model).keys()
     check_names(path / "model.safetensors", wanted=names, found=tensors.keys())
     with torch.no_grad():
-        for name, tensor in tensors.items():
+        for name in tensors:
+            tensor = stored_like(tensors, name, wanted[name], ranks)
             check_shape(path / "model.safetensors", name, tensor, wanted[name])
-            wanted[name].copy_(tensor)
+            local_part(wanted[name]).copy_(local_part(tensor))
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -149,15 +181,25 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
     return detached(tensors)
 
 
+def stored_like(tensors: Mapping[str, Tensor], name: str, wanted: Tensor, ranks: Ranks) -> Tensor:
+    """A tensor of a snapshot in the form of `wanted`: whole, or this rank's part of it."""
+    return tensors.like(name, wanted, ranks) if isinstance(tensors, StoredTensors) else tensors[name]
+
+
 def restore_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], path: Path
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Give the optimizer a snapshot's state; torch moves each tensor to where its parameter is."""
     by_name = dict(model.named_parameters())
     saved: dict[str, dict[str, Tensor]] = {}
-    for full_name, tensor in tensors.items():
+    for full_name in tensors:
         key, _, name = full_name.partition("/")
-        saved.setdefault(name, {})[key] = tensor
+        like = by_name.get(name, torch.empty(0))
+        saved.setdefault(name, {})[key] = stored_like(tensors, full_name, like, ranks)
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     wanted = {name for name, parameter in by_name.items() if id(parameter) in trained}
     # At step 0, and of parameters that never had a gradient, there is no state.
@@ -170,18 +212,21 @@ def restore_optimizer(
 
 
 def detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return {
+        name: tensor.detach() if is_cut(tensor) else tensor.detach().cpu().contiguous()
+        for name, tensor in tensors.items()
+    }
 
 
-def bytes_of(parts: dict[str, dict[str, Tensor]]) -> int:
+def bytes_of(parts: Mapping[str, Mapping[str, Tensor]]) -> int:
     """What the files of these tensors need on the disk, with some room."""
     tensors = [tensor for part in parts.values() for tensor in part.values()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + (1 << 20)
 
 
-def check_finite(tensors: dict[str, Tensor]) -> None:
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        if not all_finite(tensor):
+        if not all_finite(local_part(tensor)):
             raise TrainingError(
                 f"{name} holds values that are not finite: nothing was saved",
                 hint="lower train.lr and give the command again: it goes on from the last good step",

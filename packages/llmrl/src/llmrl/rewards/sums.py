@@ -8,6 +8,7 @@ from torch import Tensor
 
 from llmcore.errors import TrainingError
 from llmcore.manifest import Manifest
+from llmcore.train.distributed import ALONE, Ranks
 from llmrl.rewards.calling import call
 from llmrl.rewards.reward import RewardFunction, Sample
 
@@ -58,11 +59,20 @@ class Rewards:
         self.terms = list(terms)
         self.parents = dict(parents or {})
 
-    def score(self, samples: Sequence[Sample]) -> Scores:
+    def score(self, samples: Sequence[Sample], ranks: Ranks = ALONE) -> Scores:
         """Each completion's weighted sum, and each term apart.
 
-        A term of weight 0 is watched only: it moves nothing, and where it fails the sum still counts.
+        A term of weight 0 is watched only: it moves nothing, and where it fails the sum still counts. Each of the
+        `ranks` scores its share of the completions; all get all.
         """
+        count = len(samples)
+        own = self.score_own(samples[ranks.share(count)])
+        failures = {name: why for of_rank in ranks.gather(own.failures) for name, why in of_rank.items()}
+        terms = {name: ranks.join_rows(values, count) for name, values in own.terms.items()}
+        return Scores(ranks.join_rows(own.total, count), terms, failures)
+
+    def score_own(self, samples: Sequence[Sample]) -> Scores:
+        """The same of this process alone."""
         total = torch.zeros(len(samples), dtype=torch.float64)
         terms: dict[str, Tensor] = {}
         failures: dict[str, str] = {}

@@ -44,7 +44,7 @@ def test_a_terminal_gets_colours_and_a_file_marks() -> None:
 
 
 def test_the_summary_says_the_share_and_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
-    counts = {"rows": 5, "tokens": 200, "trained tokens": 50, "dropped: no assistant token": 2}
+    counts = {"rows": 5, "tokens in rows": 200, "trained tokens": 50, "dropped: no assistant token": 2}
     assert summary(counts) == ("5 conversations · 50 of 200 tokens trained on (25%) · 2 dropped: no assistant token")
     print_preview(rows(), TOKENIZER, count=1, json=True)
     told = json.loads(capsys.readouterr().out)

@@ -9,10 +9,11 @@ import torch
 from llmcore.adapters import merge_to
 from llmcore.checkpoint import load_checkpoint, save_model
 from llmcore.config import load_config
-from llmcore.errors import ConfigError
+from llmcore.errors import ConfigError, DataError
 from llmcore.manifest import Manifest, verify_artifact, write_manifest
 from llmcore.model.config import ModelConfig
 from llmcore.tokenizer import Tokenizer
+from llmcore.train.metrics import read_metrics
 from llmcore.train.signals import Stopped
 from llmsft.config import SFTConfig
 from llmsft.run import run
@@ -33,7 +34,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "chats.jsonl"
-    rows = [{"prompt": f"{n} + {n}?", "completion": str(2 * n) * (1 + n % 7)} for n in range(60)]
+    rows = [{"prompt": f"{n} + {n}?", "completion": str(2 * n) * (1 + n % 7), "index": n % 5} for n in range(60)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -80,3 +81,55 @@ def test_a_run_with_adapters_goes_on_exactly(base: Path, data: Path, tmp_path: P
 def test_a_projection_that_is_not_there_is_named(base: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'q_proj' — 'qkv' holds it"):
         fine_tune(base, data, tmp_path / "out", 'lora.target_modules=["q_proj"]')
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("data.packing=true", "neftune_noise_alpha=5"),
+        ("curriculum.by=length", "curriculum.pacing=linear", "loss_type=dft"),
+        ("curriculum.by=loss", "curriculum.ramp=4", "data.packing=true"),
+        ("curriculum.by.kind=key", "curriculum.by.key=index", "curriculum.pacing=step"),
+    ],
+    ids=["packing", "length", "loss", "key"],
+)
+def test_what_is_drawn_and_what_is_noise_go_on_exactly(
+    base: Path, data: Path, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    whole = fine_tune(base, data, tmp_path / "whole", *settings)
+    parts = stopped_and_resumed(base, data, tmp_path / "parts", *settings)
+    assert whole.id == parts.id and whole.kind == "policy"
+    lines = [read_metrics(tmp_path / name / "run" / "metrics.jsonl") for name in ("whole", "parts")]
+    assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]]
+    if "curriculum.by=length" in settings:
+        competence = [line["competence"] for line in lines[0]]
+        assert competence == pytest.approx([0.1, 0.4, 0.7, 1.0, 1.0, 1.0])
+
+
+def test_packing_changes_neither_losses_nor_steps(base: Path, data: Path, tmp_path: Path) -> None:
+    packed = fine_tune(base, data, tmp_path / "packed", "data.packing=true", "train.batch=57")
+    padded = fine_tune(base, data, tmp_path / "padded", "train.batch=57")
+    assert packed.metrics["val_loss"] == pytest.approx(padded.metrics["val_loss"], rel=1e-4)
+    assert packed.counts["tokens"] < padded.counts["tokens"]
+
+
+def test_the_data_is_counted_and_shown_before_the_first_step(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(
+        SFTConfig, [*QUICK, "data.max_length=40"], {"inputs.base": str(base), "inputs.data": str(data)}
+    )
+    manifest = run(config, tmp_path / "out")
+    told = capsys.readouterr().err
+    cut = manifest.counts["truncated: an answer was cut"]
+    assert cut > 0 and f"{cut} truncated: an answer was cut" in told
+    assert "tokens trained on" in told and "⟦" in told and "epochs" in told
+
+
+def test_a_row_without_the_key_of_the_curriculum_is_named(base: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{n}", "completion": "a", **({"hardness": n} if n != 3 else {})} for n in range(20)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="hardness is None, a curriculum needs a number"):
+        fine_tune(
+            base, tmp_path / "data.jsonl", tmp_path / "out", "curriculum.by.kind=key", "curriculum.by.key=hardness"
+        )

@@ -142,7 +142,7 @@ def numbered_rows(
             rows.rendered.append(row)
             rows.numbers.append(number)
     counts["trained tokens"] = sum(sum(row.mask) for row in rows.rendered)
-    counts["tokens"] = sum(len(row.ids) for row in rows.rendered)
+    counts["tokens in rows"] = sum(len(row.ids) for row in rows.rendered)
     del counts["whole"]
     rows.counts.update(counts)
     return rows

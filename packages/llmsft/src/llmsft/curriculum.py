@@ -89,7 +89,7 @@ class ByKey(Difficulty):
         wanted = f"one of {', '.join(self.order)}" if self.order else "a number"
         raise DataError(
             f"conversation {number}: {self.key} is {value!r}, a curriculum needs {wanted}",
-            hint="give each row the key, or name another (curriculum.by.key) or its words (curriculum.by.order)",
+            hint="give each row the key, or set curriculum.by.key to another, or curriculum.by.order to its words",
         )
 
 

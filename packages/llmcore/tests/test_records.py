@@ -245,3 +245,26 @@ def test_an_artifact_is_verified_and_its_kind_checked(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b'"a"', b'"c"'))
     with pytest.raises(ArtifactError, match=r"train\.jsonl"):
         load_records(tmp_path, Chat, "train")
+
+
+def test_questions_with_answers_are_conversations_and_labels_of_rows_are_no_mistake(tmp_path: Path) -> None:
+    rows = [
+        {"question": "1 + 1?", "answer": "2", "id": 7},
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "source": "forum"},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second = read_records(path, Chat)
+    assert [m.content for m in first.messages] == ["1 + 1?", "2"] and first.extra == {}
+    assert [m.content for m in second.messages] == ["q", "a"]
+
+
+def test_keys_that_are_asked_for_stay_with_their_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "q", "completion": "a", "hardness": 3}) + "\n")
+    (row,) = read_records(path, Chat, keep=["hardness"])
+    assert row.extra == {"hardness": 3}
+    write_records(path, [row])
+    assert read_records(path, Chat) == [row]
+    write_records(path, [row.model_copy(update={"extra": {}})])
+    assert "extra" not in path.read_text()

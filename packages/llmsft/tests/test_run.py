@@ -133,3 +133,10 @@ def test_a_row_without_the_key_of_the_curriculum_is_named(base: Path, tmp_path: 
         fine_tune(
             base, tmp_path / "data.jsonl", tmp_path / "out", "curriculum.by.kind=key", "curriculum.by.key=hardness"
         )
+
+
+def test_a_reference_is_a_parent_and_one_that_nothing_asks_is_refused(base: Path, data: Path, tmp_path: Path) -> None:
+    settings = ("curriculum.by=loss", f"inputs.reference={base}")
+    assert fine_tune(base, data, tmp_path / "out", *settings).parents["reference"].kind == "policy"
+    with pytest.raises(ConfigError, match="nothing asks it"):
+        fine_tune(base, data, tmp_path / "other", settings[1])

@@ -33,6 +33,9 @@ def run(
     settings: Settings = None,
     base: Annotated[str | None, typer.Option("--base", metavar="DIR", help="The policy to fine-tune.")] = None,
     data: DataOption = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", metavar="DIR", help="The policy whose loss orders a curriculum.")
+    ] = None,
     out: OutOption = None,
     resume: ResumeOption = "auto",
     json: JsonOption = False,
@@ -45,11 +48,15 @@ def run(
       llmsft run --base runs/pretrain-tiny
 
       llmsft run configs/sft/tiny.toml --base runs/pretrain-tiny --data my-chats.jsonl train.steps=200
+
+      llmsft run --base runs/pretrain-tiny lora.rank=8 data.packing=true curriculum.by=length
     """
     from llmsft.config import SFTConfig
     from llmsft.run import run as run_stage
 
-    config = load_config(SFTConfig, settings or [], given(inputs__base=base, inputs__data=data))
+    config = load_config(
+        SFTConfig, settings or [], given(inputs__base=base, inputs__data=data, inputs__reference=reference)
+    )
     run_stage(config, out or command.default_out("sft", settings or []), resume=resume, json=json, quiet=quiet)
 
 

@@ -77,7 +77,7 @@ def styled(row: Rendered, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
 
 def summary(counts: dict[str, int]) -> str:
     """The data in one line: how many conversations, how much of them is trained on, what was cut and dropped."""
-    share = counts["trained tokens"] / max(1, counts["tokens in rows"])
-    trained = f"{counts['trained tokens']:,} of {counts['tokens']:,} tokens trained on ({share:.0%})"
+    trained, tokens = counts["trained tokens"], counts["tokens in rows"]
+    share = f"{trained:,} of {tokens:,} tokens trained on ({trained / max(1, tokens):.0%})"
     others = [f"{count:,} {name}" for name, count in counts.items() if name.startswith(("truncated", "dropped"))]
-    return " · ".join([f"{counts['rows']:,} conversations", trained, *others])
+    return " · ".join([f"{counts['rows']:,} conversations", share, *others])

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from llmcore.chat import Rendered, render_chat
 from llmcore.checkpoint import Checkpoint, load_checkpoint
 from llmcore.command import builtin_data, required
+from llmcore.errors import ConfigError
 from llmcore.manifest import Manifest
 from llmcore.model.adapters import add_adapters
 from llmcore.model.transformer import Transformer
@@ -20,7 +21,7 @@ from llmcore.train.samples import Prompting
 from llmcore.train.source import FromFunction
 from llmsft.batches import ChatBatches, Order, Rows, epochs, training_rows
 from llmsft.config import SFTConfig
-from llmsft.curriculum import Examples, Ramp, Scores
+from llmsft.curriculum import ByLoss, Examples, Ramp, Scores
 from llmsft.evaluate import chat_loss
 from llmsft.loss import sft_loss
 from llmsft.packing import relative_pair_cost
@@ -81,6 +82,8 @@ class Start(NamedTuple):
     """Of the base."""
     data: Path
     base: Checkpoint
+    reference: Checkpoint
+    """What a curriculum by loss asks."""
     chats: list[Chat]
     held_out: list[Chat]
     rows: Rows
@@ -102,7 +105,23 @@ def prepare(config: SFTConfig) -> Start:
         max_dropped=config.data.max_dropped,
         completion_only_loss=config.data.completion_only_loss,
     )
-    return Start(folder, data, base, chats, held_out, rows, {"base": base.manifest, "data": data_manifest})
+    parents = {"base": base.manifest, "data": data_manifest}
+    reference = base
+    if config.inputs.reference is not None:
+        reference = reference_policy(config, base)
+        parents["reference"] = reference.manifest
+    return Start(folder, data, base, reference, chats, held_out, rows, parents)
+
+
+def reference_policy(config: SFTConfig, base: Checkpoint) -> Checkpoint:
+    """The reference of a curriculum by loss, which reads the same tokens as the base."""
+    other = config.inputs.reference
+    if config.curriculum is None or not isinstance(config.curriculum.by, ByLoss):
+        raise ConfigError(f"--reference {other!r}: nothing asks it", hint="set curriculum.by=loss, or leave it out")
+    reference = load_checkpoint(Path(str(other)), expect="policy")
+    if reference.tokenizer.sha256 != base.tokenizer.sha256:
+        raise ConfigError(f"{other!r} has another tokenizer than the base", hint="give a policy of the same tokenizer")
+    return reference
 
 
 def curriculum_order(config: SFTConfig, start: Start, *, folder: Path) -> Order | None:
@@ -123,17 +142,13 @@ def curriculum_order(config: SFTConfig, start: Start, *, folder: Path) -> Order 
 
 def reference_losses(config: SFTConfig, start: Start, rows: Sequence[Rendered], *, folder: Path) -> Scores:
     """Nats per trained token of each row under the reference checkpoint, made once a run."""
-    other = config.inputs.reference
-    device = resolve_device(config.train.device)
-    reference = load_checkpoint(Path(other), expect="policy") if other else start.base
-    losses = stored_losses(
+    return stored_losses(
         folder,
-        reference.model.to(device),
+        start.reference.model.to(resolve_device(config.train.device)),
         rows,
-        pad_id=reference.tokenizer.pad_id,
-        reference=reference.manifest.id,
+        pad_id=start.reference.tokenizer.pad_id,
+        reference=start.reference.manifest.id,
     )
-    return losses
 
 
 def facts(config: SFTConfig, start: Start) -> dict[str, str]:

@@ -35,6 +35,8 @@ class Group(NamedTuple):
 
     rows: list[list[int]]
     comparisons: list[Comparison]
+    answers: Sequence[str] = ()
+    """The answers' texts."""
 
 
 class Groups(NamedTuple):
@@ -50,16 +52,8 @@ def tokenize_groups(records: Sequence[Preference], tokenizer: Tokenizer, *, data
     kept: list[Group] = []
     counts: Counter[str] = Counter({"pairs": 0})
     for together in by_prompt(records, data) if data.group == "prompt" else ([record] for record in records):
-        group = Group([], [])
-        numbers: dict[str, int] = {}
-        prompt = together[0].prompt
-        for record in together:
-            better, worse = (
-                numbered(side, prompt, tokenizer, numbers, group) for side in (record.chosen, record.rejected)
-            )
-            margin = math.nan if record.margin is None else record.margin
-            group.comparisons.append(Comparison(better, worse, margin))
-        group = within(limit, group, data=data, keep_first=tokenizer.bos_id is not None, counts=counts)
+        whole = render_group(together, tokenizer)
+        group = within(limit, whole, data=data, keep_first=tokenizer.bos_id is not None, counts=counts)
         counts["pairs"] += len(group.comparisons)
         kept += [group] if group.comparisons else []
     counts["prompts"] = len(kept)
@@ -84,19 +78,20 @@ def by_prompt(records: Sequence[Preference], data: RewardData) -> Iterator[list[
         yield together
 
 
-def numbered(
-    answer: str, prompt: Sequence[Message], tokenizer: Tokenizer, numbers: dict[str, int], group: Group
-) -> int:
-    """The number of an answer in its group, to which it is added the first time."""
-    if answer not in numbers:
-        numbers[answer] = len(group.rows)
-        group.rows.append(scored_row(prompt, answer, tokenizer))
-    return numbers[answer]
+def render_group(pairs: Sequence[Preference], tokenizer: Tokenizer) -> Group:
+    """The answers of one prompt, each once, and the comparisons among them."""
+    answers = list(dict.fromkeys(side for pair in pairs for side in (pair.chosen, pair.rejected)))
+    number = {answer: n for n, answer in enumerate(answers)}
+    comparisons = [
+        Comparison(number[pair.chosen], number[pair.rejected], math.nan if pair.margin is None else pair.margin)
+        for pair in pairs
+    ]
+    return Group([scored_row(pairs[0].prompt, answer, tokenizer) for answer in answers], comparisons, answers)
 
 
 def within(limit: int, group: Group, *, data: RewardData, keep_first: bool, counts: Counter[str]) -> Group:
     """The group with rows of at most `limit` tokens, and without comparisons that say nothing."""
-    rows, comparisons = group
+    rows, comparisons = group.rows, group.comparisons
     long = [len(row) > limit for row in rows]
     if any(long) and data.long == "drop":
         comparisons, dropped = divide(comparisons, lambda one: not long[one.better] and not long[one.worse])
@@ -111,6 +106,7 @@ def within(limit: int, group: Group, *, data: RewardData, keep_first: bool, coun
     return Group(
         [rows[n] for n in used],
         [Comparison(place[one.better], place[one.worse], one.margin) for one in comparisons],
+        [group.answers[n] for n in used],
     )
 
 
@@ -174,7 +170,7 @@ class PreferenceBatches:
         return None
 
     def data_rows(self, step: int) -> list[int]:
-        """Which of the comparisons that are kept a step sees, in the order of their batch."""
+        """Which of the groups that are kept a step sees, in the order of their batch."""
         return [int(row) for row in self.buckets.rows_of(step)]
 
     def micro_batches(self, step: int) -> list[PreferenceBatch]:

@@ -124,6 +124,40 @@ def score(
         print(json_library.dumps(line, ensure_ascii=False))
 
 
+@app.command()
+def shape(
+    reward: RewardArgument,
+    settings: Settings = None,
+    data: DataOption = None,
+    policy: Annotated[
+        Path | None, typer.Option("--policy", metavar="DIR", help="Also rank answers that this policy samples.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take the first so many pairs; all if absent.")] = None,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Say what bonus and penalty terms (length, a missing end, repetition) would do to the ranking of answers.
+
+    [bold]Examples[/bold]
+
+      llmreward shape runs/reward-tiny --policy runs/sft-tiny
+
+      llmreward shape runs/reward-tiny terms.repetition.amount=0.5 terms.length_penalty.free=100
+    """
+    from llmcore.scoring import load_scorer
+    from llmcore.train.device import resolve_device
+    from llmreward.shape import ShapeConfig, as_json, effects_on, held_out_answers, lines, sampled_answers
+
+    config = load_config(ShapeConfig, settings or [])
+    path = Path(data) if data else command.builtin_data("preferences")
+    scorer = load_scorer(reward, device=resolve_device(device))
+    found = {"held-out pairs": effects_on(held_out_answers(scorer, path, limit=limit), config.terms)}
+    if policy is not None:
+        answers = sampled_answers(scorer, policy, path, config.samples)
+        found[f"answers of {policy}"] = effects_on(answers, config.terms)
+    print(json_library.dumps(as_json(found)) if json else "\n".join(lines(found)))
+
+
 def settings_class() -> type[Config]:
     """The settings of this stage, imported late because they import torch."""
     from llmreward.config import RewardConfig

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from llmcore.chat import render_chat
 from llmcore.checkpoint import load_checkpoint
 from llmcore.command import builtin_data, required
 from llmcore.errors import ConfigError
@@ -20,10 +19,11 @@ from llmcore.tokenizer import Tokenizer
 from llmcore.train.loop import fit
 from llmcore.train.run import Run
 from llmreward.batches import PreferenceBatches, check_dropped, tokenize_groups
-from llmreward.config import Normalization, RewardConfig
+from llmreward.config import RewardConfig
 from llmreward.evaluate import Report, evaluate_groups
 from llmreward.loss import reward_loss
 from llmreward.preferences import load_preferences
+from llmreward.prompts import longest_answer, prompts_to_answer
 from llmreward.trunk import without_dropout
 
 WATCHED = 400
@@ -121,22 +121,6 @@ def measure_scale(
     answers = generate(policy, prompts, sampling, stop_ids=tokenizer.stop_ids, num_samples=settings.samples)
     rows = [[*prompt, *answer.ids] for prompt, samples in zip(prompts, answers, strict=True) for answer in samples]
     return scale_of(score_rows(model, rows, pad_id=tokenizer.pad_id))
-
-
-def prompts_to_answer(
-    records: Sequence[Preference], tokenizer: Tokenizer, *, settings: Normalization, context: int
-) -> list[list[int]]:
-    """Distinct training prompts, spread evenly over the data; long ones lose their beginning."""
-    distinct = list(dict.fromkeys(record.prompt for record in records))
-    count = min(settings.prompts, len(distinct))
-    room = context - longest_answer(settings, context)
-    chosen = [distinct[number * len(distinct) // count] for number in range(count)]
-    return [render_chat(prompt, tokenizer, generation_prompt=True).ids[-room:] for prompt in chosen]
-
-
-def longest_answer(settings: Normalization, context: int) -> int:
-    """New tokens to sample: at least half of the context is left to the prompt."""
-    return min(settings.max_new_tokens, context // 2)
 
 
 def figures(report: Report) -> dict[str, float]:

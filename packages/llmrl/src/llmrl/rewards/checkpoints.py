@@ -34,7 +34,7 @@ def checkpoint_function(
         )
 
     def function(samples: Sequence[Sample]) -> list[float | None]:
-        rows = [scored_row(s.prompt.prompt, s.text, scorer.tokenizer) for s in samples]
+        rows = [scored_row(s.prompt.prompt, s.text, scorer.tokenizer, ended=s.stopped) for s in samples]
         return list(scorer.score(rows).tolist())
 
     return function, scorer.manifest

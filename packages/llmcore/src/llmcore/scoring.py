@@ -23,6 +23,7 @@ from llmcore.checkpoint import load_checkpoint
 from llmcore.config import Config, first_problem
 from llmcore.errors import ArtifactError, DataError
 from llmcore.manifest import Manifest
+from llmcore.model.linear import widen
 from llmcore.model.transformer import Transformer, last_attended, mean_attended
 from llmcore.records import Message
 from llmcore.storage import read_regular
@@ -140,8 +141,8 @@ def layout_token_scores(model: Transformer, layout: Layout) -> Tensor:
 
 
 def head_scores(model: Transformer, hidden: Tensor) -> Tensor:
-    """(…, D) -> (…): in float32, because half precision would round scores to three digits and make ties."""
-    return (hidden.float() @ model.head_weight().float().T).squeeze(-1)
+    """(…, D) -> (…): in float32 at least, because half precision would round scores to three digits and make ties."""
+    return (widen(hidden) @ widen(model.head_weight()).T).squeeze(-1)
 
 
 def scale_of(raw: Tensor) -> RewardScale:

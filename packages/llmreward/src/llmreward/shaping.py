@@ -39,6 +39,9 @@ Terms = Callable[[Sequence[Answer]], list[float]]
 class Shaping(Part):
     """A number for each answer that is added to its reward."""
 
+    timeout: float = Field(default=60.0, gt=0)
+    """Seconds that llmrl gives one call, as it gives any reward."""
+
     def build(self) -> Terms:
         """The function from answers to numbers, in their order."""
         raise NotImplementedError(f"{type(self).__name__} must define build")

@@ -88,9 +88,9 @@ def check_preferences(
     }
     count = max(len(records), 1)
     ruler = intervals.share(sum((difference > 0) + (difference == 0) / 2 for difference in longer), count)
-    if records and (ruler.low > 0.5 + TOLERATED or ruler.high < 0.5 - TOLERATED):
-        rows["length confound"] = [0]
     findings = [Finding(name, len(found), tuple(sorted(found)[:SHOWN]), MEANINGS[name]) for name, found in rows.items()]
+    if records and (ruler.low > 0.5 + TOLERATED or ruler.high < 0.5 - TOLERATED):
+        findings.append(Finding("length confound", 1, (), MEANINGS["length confound"]))
     for name, left_out in (dropped or {}).items():
         findings.append(Finding(name.replace("_", " "), left_out, (), LEFT_OUT.get(name, "rows that say nothing")))
     return Checked(
@@ -184,7 +184,8 @@ def lines(checked: Checked) -> Iterator[str]:
     yield f"chosen is longer in {checked.chosen_longer:.1%}"
     yield f"'the longer answer wins' is right in {value:.1%} [{low:.1%}, {high:.1%}]"
     for finding in checked.findings:
-        where = f" (rows {', '.join(str(row + 1) for row in finding.rows)} …)" if finding.rows else ""
+        more = " …" if finding.times > len(finding.rows) else ""
+        where = f" (rows {', '.join(str(row + 1) for row in finding.rows)}{more})" if finding.rows else ""
         yield f"{finding.times:,} × {finding.name}: {finding.meaning}{where}"
     if not checked.findings:
         yield "no flaws found"

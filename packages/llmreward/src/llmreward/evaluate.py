@@ -225,8 +225,8 @@ def lines(evaluation: Evaluation) -> Iterator[str]:
     found = evaluation.report
     yield f"accuracy               {in_words(found.accuracy)}   (ties are wrong)"
     yield f"'longer answer wins'   {in_words(found.ruler)}"
-    if found.accuracy.low <= found.ruler.value:
-        yield "  the model is not surely better than this ruler"
+    if found.accuracy.low <= max(found.ruler.value, 1 - found.ruler.value):
+        yield "  the model is not surely better than this ruler, or its reverse"
     yield "accuracy by how many tokens longer (+) or shorter (-) the chosen answer is"
     for name, accuracy in found.by_difference.items():
         yield f"  {name:<20} {in_words(accuracy)}"

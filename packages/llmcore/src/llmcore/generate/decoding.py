@@ -11,9 +11,11 @@ from llmcore.generate.sampling import Sampling, choose_tokens, chosen_logprobs, 
 from llmcore.generate.stops import StopStrings
 from llmcore.model.cache import Cache
 from llmcore.model.rolling import allocate_cache
-from llmcore.model.transformer import Transformer
+from llmcore.model.step import Step
 from llmcore.tokenizer import Tokenizer
 
+PENDING_ELEMENTS = 1 << 19
+"""Scores that wait until the log-probabilities of several tokens are taken from them at once, as numbers: two MiB."""
 LEAVE_SHARE = 0.25
 """Finished rows leave when they are this share of the batch: it copies the cache, about the price of one step."""
 
@@ -27,7 +29,7 @@ class Decoding:
 
     def __init__(
         self,
-        model: Transformer,
+        step: Step,
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
         *,
@@ -41,7 +43,8 @@ class Decoding:
         Where `streaming`, only `last` tells the tokens, and an endless model goes on beyond its context.
         """
         samples = len(seeds) // len(prompts)
-        self.model, self.sampling = model, sampling
+        model = step.model
+        self.model, self.sampling, self.read_token = model, sampling, step
         self.device = model.head_weight().device
         self.vocab_size = model.head_weight().shape[0]
         lengths = [len(prompt) for prompt in prompts for _ in range(samples)]
@@ -59,6 +62,7 @@ class Decoding:
         self.finished = torch.zeros(len(seeds), dtype=torch.bool, device=self.device)
         self.is_stop = torch.zeros(self.vocab_size, dtype=torch.bool)
         self.is_stop[[i for i in stop_ids if i < self.vocab_size]] = True
+        self.may_stop = bool(self.is_stop.any()) or bool(sampling.stop)
         self.is_stop = self.is_stop.to(self.device)
         assert tokenizer is not None or not sampling.stop, "stop strings need a tokenizer"
         self.stops = [StopStrings(tokenizer, sampling.stop) for _ in seeds] if tokenizer and sampling.stop else []
@@ -77,6 +81,7 @@ class Decoding:
             )
         self.cache, self.scores = self.read_prompts(prompts, samples)
         self.last = self.rows  # (B,) the tokens chosen last; none yet
+        self.pending: list[tuple[Tensor, Tensor]] = []  # scores (B, V) and tokens (B,) that are not in `tokens` yet
 
     @property
     def done(self) -> bool:
@@ -117,26 +122,31 @@ class Decoding:
         at its first use and keeps (rotary tables) would be of no use for training afterwards.
         """
         if self.count:
-            self.read_last()
+            self.scores = self.read_token(self.last, self.cache)
         noise = None if self.noise is None else self.noise.next()
         steered = steer(self.scores, self.sampling, usage=self.usage)
         self.last = choose_tokens(steered, noise=noise)
-        if len(self.tokens):
-            self.tokens[self.count].index_copy_(0, self.rows, self.last)
-            self.logprobs[self.count].index_copy_(0, self.rows, chosen_logprobs(steered, self.last))
         self.count += 1
-        self.finished |= self.is_stop[self.last]
-        if self.stops:
-            self.finished |= self.completes_string()
+        if len(self.tokens):
+            self.pending.append((steered, self.last))
+            if (len(self.pending) + 1) * self.scores.numel() > PENDING_ELEMENTS:
+                self.note()
         if self.usage is not None:
             self.usage.add(self.last)
         self.leave()
 
-    def read_last(self) -> None:
-        """Put the last tokens into the cache, and score the next."""
-        positions = None if self.cache.padding is None else self.cache.next_position.unsqueeze(1)
-        hidden = self.model.hidden(self.last.unsqueeze(1), positions=positions, cache=self.cache)
-        self.scores = self.model.scores(hidden[:, -1])
+    def note(self) -> None:
+        """Write down the tokens that are pending, and their log-probabilities."""
+        if not self.pending:
+            return
+        if len(self.pending) == 1:
+            scores, tokens = (one.unsqueeze(0) for one in self.pending[0])
+        else:
+            scores, tokens = (torch.stack(several) for several in zip(*self.pending, strict=True))
+        columns = slice(self.count - len(self.pending), self.count)
+        self.tokens[columns, self.rows] = tokens
+        self.logprobs[columns, self.rows] = chosen_logprobs(scores, tokens)
+        self.pending = []
 
     def completes_string(self) -> Tensor:
         """(B,) which rows' last token completed a stop string."""
@@ -150,16 +160,24 @@ class Decoding:
     def leave(self) -> None:
         """Take finished rows out of the batch: when they are many, and always before one outgrows its context."""
         full = self.count >= self.next_full
+        if not full and not self.may_stop:
+            return
+        if self.may_stop:
+            self.finished |= self.is_stop[self.last]
+        if self.stops:
+            self.finished |= self.completes_string()
         if full:
             self.finished |= self.room <= self.count
         finished = int(self.finished.sum())
         if finished == len(self.rows):
+            self.note()
             self.rows = self.rows[:0]
         elif finished and (full or finished >= LEAVE_SHARE * len(self.rows)):
             self.keep((~self.finished).nonzero().squeeze(1))
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows alone."""
+        self.note()
         self.rows, self.last, self.room = self.rows[rows], self.last[rows], self.room[rows]
         self.finished = self.finished[rows]
         self.next_full = int(self.room.min())

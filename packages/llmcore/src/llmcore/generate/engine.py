@@ -15,6 +15,7 @@ from llmcore.generate.decoding import Decoding
 from llmcore.generate.noise import sequence_seeds
 from llmcore.generate.sampling import Sampling
 from llmcore.model.linear import held_weights
+from llmcore.model.step import Step
 from llmcore.model.transformer import Transformer
 from llmcore.tokenizer import Tokenizer
 
@@ -60,9 +61,10 @@ def generate(
     assert len(seeds) == len(prompts) * num_samples, f"{len(seeds)} seeds, {len(prompts)} × {num_samples} sequences"
     found: list[list[Completion]] = [[Completion([], [], False)] * num_samples for _ in prompts]
     with evaluating(model), held_weights(model, model.activation_dtype):
+        step = Step(model)
         for group in groups(model, prompts, rows=max_rows, num_samples=num_samples):
             decoding = Decoding(
-                model,
+                step,
                 [prompts[index] for index in group],
                 sampling,
                 seeds=[seeds[index * num_samples + sample] for index in group for sample in range(num_samples)],
@@ -107,9 +109,9 @@ def stream_tokens(
     if len(prompt) == model.config.context and not model.config.endless:
         return
     seeds = sequence_seeds(sampling.seed, range(1))
-    with evaluating(model):
+    with evaluating(model), held_weights(model, model.activation_dtype):
         decoding = Decoding(
-            model, [prompt], sampling, seeds=seeds, stop_ids=stop_ids, tokenizer=tokenizer, streaming=True
+            Step(model), [prompt], sampling, seeds=seeds, stop_ids=stop_ids, tokenizer=tokenizer, streaming=True
         )
     while not decoding.done:
         with evaluating(model):

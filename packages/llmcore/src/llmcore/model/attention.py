@@ -1,6 +1,7 @@
 """Attention: its contract, and grouped-query heads (multi-head and multi-query are its ends)."""
 
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from llmcore.extensions import Part
 from llmcore.model.backends.auto import Auto
 from llmcore.model.backends.contract import Needs, Scores
 from llmcore.model.backends.kinds import AnyBackend
-from llmcore.model.cache import Cache, CacheShape
+from llmcore.model.cache import Cache, CacheShape, Column
 from llmcore.model.linear import Linear
 from llmcore.model.masks import Mask, Sight
 from llmcore.model.norms import RMSNorm
@@ -28,8 +29,24 @@ class Around(NamedTuple):
     """Where a list, each layer adds its attention weights (B, H, T, S); the manual backend alone has them."""
 
 
+class Here(NamedTuple):
+    """What all layers share where one more token of each row is read."""
+
+    column: Column
+    rotation: Rotation | None
+    """Of (B, H, C)."""
+
+
+AttentionStep = Callable[[Tensor, Tensor | None, Here], Tensor]
+"""What `prepare` gives: x (B, D), onto (B, D), here -> (B, D), added to `onto` where given, which is overwritten."""
+
+
 class Attention(Part):
-    """The contract: `build` gives a module that maps (B, T, D) and an `Around` -> (B, T, D)."""
+    """The contract: `build` gives a module that maps (B, T, D) and an `Around` -> (B, T, D).
+
+    It may have a `prepare(dtype)`, which gives an `AttentionStep`: the same, quicker, for one token of each row, on
+    weights of its own (`model/step.py`).
+    """
 
     def build(self, width: int, layer: int) -> nn.Module:
         raise NotImplementedError(f"{type(self).__name__} must define build")
@@ -153,14 +170,32 @@ class GroupedQueryLayer(nn.Module):
         projected: Tensor = self.out(mixed)
         return projected
 
+    def prepare(self, dtype: torch.dtype) -> AttentionStep:
+        heads, kv_heads, head_width, layer = self.config.heads, self.config.kv_heads, self.head_width, self.layer
+        attend, scores = self.config.backend.attend_one, Scores(self.scale, self.config.soft_cap)
+        qkv, out = self.qkv.prepare(dtype), self.out.prepare(dtype)
+        norm = self.normed if self.config.qk_norm != "off" else None
+
+        def step(x: Tensor, onto: Tensor | None, here: Here) -> Tensor:
+            fused = qkv(x).view(len(x), -1, head_width)  # (B, H + 2·Hkv, C)
+            turning = fused.narrow(1, 0, heads + kv_heads)
+            turning = turning if norm is None else norm(turning)
+            turning = turning if here.rotation is None else here.rotation.apply(turning)
+            values = fused.narrow(1, heads + kv_heads, kv_heads)
+            keys, values = here.column.write(layer, turning.narrow(1, heads, kv_heads), values)  # (B·Hkv, S, C)
+            mixed = attend(turning.narrow(1, 0, heads), keys, values, mask=here.column.mask, scores=scores)
+            return out(mixed, onto)
+
+        return step
+
     def normed(self, turning: Tensor) -> Tensor:
-        """RMSNorm of the queries and of the keys in (B, T, H + Hkv, C)."""
-        queries, keys = torch.split(turning, [self.config.heads, self.config.kv_heads], dim=2)
+        """RMSNorm of the queries and of the keys in (…, H + Hkv, C)."""
+        queries, keys = torch.split(turning, [self.config.heads, self.config.kv_heads], dim=-2)
         if self.config.qk_norm == "width":
-            queries = self.query_norm(queries.flatten(2)).view(queries.shape)
-            keys = self.key_norm(keys.flatten(2)).view(keys.shape)
-            return torch.cat([queries, keys], dim=2)
-        return torch.cat([self.query_norm(queries), self.key_norm(keys)], dim=2)
+            queries = self.query_norm(queries.flatten(-2)).view(queries.shape)
+            keys = self.key_norm(keys.flatten(-2)).view(keys.shape)
+            return torch.cat([queries, keys], dim=-2)
+        return torch.cat([self.query_norm(queries), self.key_norm(keys)], dim=-2)
 
 
 def check_sinks(sight: Sight) -> None:

@@ -1,5 +1,6 @@
 """Keys and values of the tokens so far, in tensors allocated once and written in place."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -22,6 +23,24 @@ class CacheShape(NamedTuple):
     def numbers(self) -> int:
         """How many numbers that is."""
         return self.heads * (self.key_width + self.value_width)
+
+
+class Column(NamedTuple):
+    """Where each layer writes one more token of each row, and what that token then sees, itself included."""
+
+    new_keys: Sequence[Tensor]
+    """For each layer (B, H, C)."""
+    new_values: Sequence[Tensor]
+    keys: Sequence[Tensor]
+    """For each layer (B·H, S, C)."""
+    values: Sequence[Tensor]
+    mask: Mask
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Put (B, H, C) of one layer in their place; return all that the token sees."""
+        self.new_keys[layer].copy_(keys)
+        self.new_values[layer].copy_(values)
+        return self.keys[layer], self.values[layer]
 
 
 class Cache:
@@ -83,6 +102,25 @@ class Cache:
         self.keys[layer, :, :, self.length : stop] = keys
         self.values[layer, :, :, self.length : stop] = values
         return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
+
+    def column(self, sight: Sight) -> Column | None:
+        """The next column, with the views that all layers need made at once; None where only `append` will do."""
+        if sight.window is not None and self.length >= sight.window:
+            return None
+        assert self.length < self.capacity, f"{self.length + 1} tokens in a cache of {self.capacity}"
+        seen = self.length + 1
+        allowed = None if self.attended is None else self.attended[:, None, None, :seen]
+        return self.view_column(self.length, seen, Mask(causal=False, allowed=allowed))
+
+    def view_column(self, place: int, seen: int, mask: Mask) -> Column:
+        """A column at `place`, of which the token sees the first `seen`, as far as the mask allows."""
+        return Column(
+            self.keys.select(3, place).unbind(),
+            self.values.select(3, place).unbind(),
+            self.keys.flatten(1, 2).narrow(2, 0, seen).unbind(),
+            self.values.flatten(1, 2).narrow(2, 0, seen).unbind(),
+            mask,
+        )
 
     def mark(self, tokens: int, attended: Tensor | None) -> Tensor | None:
         """Note which of the next `tokens` columns are padding; return (B, length + tokens), None if none is."""

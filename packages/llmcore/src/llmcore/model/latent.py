@@ -8,14 +8,14 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from llmcore.model.attention import Around, Attention, check_sinks
+from llmcore.model.attention import Around, Attention, AttentionStep, Here, check_sinks
 from llmcore.model.backends.auto import Auto
 from llmcore.model.backends.contract import Needs, Scores
 from llmcore.model.backends.kinds import AnyBackend
 from llmcore.model.cache import CacheShape
 from llmcore.model.linear import Linear
 from llmcore.model.masks import Sight
-from llmcore.model.norms import RMSNorm
+from llmcore.model.norms import RMSNorm, prepare_norm
 
 
 class MultiHeadLatent(Attention):
@@ -103,6 +103,35 @@ class LatentLayer(nn.Module):
         attend = self.attend_latent if x.shape[1] == 1 else self.attend_heads
         projected: Tensor = self.out(attend(content, rotary, keys, around))
         return projected
+
+    def prepare(self, dtype: torch.dtype) -> AttentionStep:
+        config, layer, scores = self.config, self.layer, Scores(self.scale)
+        narrowed = config.query_latent_width is not None
+        narrow = (self.query_down.prepare(dtype), prepare_norm(self.query_norm, dtype)) if narrowed else None
+        query_up, down, out = self.query_up.prepare(dtype), self.down.prepare(dtype), self.out.prepare(dtype)
+        latent_norm = prepare_norm(self.latent_norm, dtype)
+        up = self.up.matrix(dtype).detach().view(config.heads, -1, config.latent_width)
+        make_keys, make_values = (
+            part.contiguous() for part in torch.split(up, [config.content_width, config.value_width], 1)
+        )  # (H, ·, L)
+
+        def step(x: Tensor, onto: Tensor | None, here: Here) -> Tensor:
+            source = x if narrow is None else narrow[1](narrow[0](x))
+            queries = query_up(source).view(len(x), config.heads, -1)
+            content, rotary = torch.split(queries, [config.content_width, config.rotary_width], -1)
+            latent, rotary_key = torch.split(down(x), [config.latent_width, config.rotary_width], -1)
+            if here.rotation is not None:
+                turned = here.rotation.apply(torch.cat([rotary, rotary_key.unsqueeze(1)], 1))  # (B, H + 1, R)
+                rotary, rotary_key = turned[:, :-1], turned[:, -1]
+            key = torch.cat([latent_norm(latent), rotary_key], -1).unsqueeze(1)  # (B, 1, L + R)
+            keys, _ = here.column.write(layer, key, key[..., :0])  # (B, S, L + R)
+            brought = torch.bmm(content.transpose(0, 1), make_keys).transpose(0, 1)  # (B, H, L)
+            asked, values = torch.cat([brought, rotary], -1), keys[..., : config.latent_width]
+            mixed = config.backend.attend_one(asked, keys, values, mask=here.column.mask, scores=scores)
+            mixed = mixed.view(len(x), config.heads, -1).transpose(0, 1)  # (H, B, L)
+            return out(torch.bmm(mixed, make_values.transpose(1, 2)).transpose(0, 1).flatten(1), onto)
+
+        return step
 
     def project(self, x: Tensor, around: Around) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, D) -> the queries' two parts (B, T, H, ·), and latent vector beside rotary key (B, 1, T, L + R)."""

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmcore.model.products import Product
+
 if TYPE_CHECKING:
     from llmcore.lora import Adapter
 
@@ -88,6 +90,10 @@ class Linear(nn.Module):
         """The weight with the adapter's update."""
         return self.weight if self.adapter is None else self.weight + self.adapter.delta()
 
+    def prepare(self, dtype: torch.dtype) -> Product:
+        """The same for one token of each row."""
+        return Product(self.matrix(dtype), self.bias)
+
     def hold(self, dtype: torch.dtype) -> None:
         self.held = inputs_first(self.whole(), dtype)
 
@@ -112,7 +118,15 @@ class Embedding(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """(…, D) -> (…, V): the scores of all tokens."""
-        return F.linear(x, self.weight.to(x.dtype) if self.held is None else self.held)
+        return F.linear(x, self.matrix(x.dtype))
+
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        """(V, D) as `project` uses it."""
+        return self.weight.to(dtype) if self.held is None else self.held
+
+    def prepare(self, dtype: torch.dtype) -> Product:
+        """`project` for one token of each row."""
+        return Product(self.matrix(dtype))
 
     def hold(self, dtype: torch.dtype) -> None:
         self.held = inputs_first(self.weight, dtype)
@@ -125,9 +139,9 @@ class Embedding(nn.Module):
 def held_weights(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """While inside, each weight is used from a copy in `dtype`, laid out for one-row products.
 
-    For the many small steps of decoding: no cast per step, and a matrix-vector product reads weights stored
-    [inputs, outputs] 1.7 times faster on a CPU. The copies cost memory, carry no gradient, and do not follow an
-    update of the weights: leave before training goes on.
+    For the many small steps of decoding: no cast per step, and a CPU reads weights stored [inputs, outputs] faster.
+    The copies cost memory, carry no gradient, and do not follow an update of the weights: leave before training goes
+    on.
     """
     modules = [module for module in model.modules() if isinstance(module, Held)]
     for module in modules:

@@ -1,6 +1,8 @@
 """Normalisation of the last dimension; computed in float32 whatever the activations are held in."""
 
-from typing import Annotated, Any, Literal
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,22 @@ class Norm(Part):
 
     def build(self, width: int) -> nn.Module:
         raise NotImplementedError(f"{type(self).__name__} must define build")
+
+
+NormStep = Callable[[Tensor], Tensor]
+"""(B, D) -> (B, D)."""
+
+
+@runtime_checkable
+class OffersNormStep(Protocol):
+    """A norm with a form of itself for one token of each row, on weights of its own."""
+
+    def prepare(self, dtype: torch.dtype) -> NormStep: ...
+
+
+def prepare_norm(norm: nn.Module, dtype: torch.dtype) -> NormStep:
+    """Its form for one token of each row, or the norm itself where it has none."""
+    return norm.prepare(dtype) if isinstance(norm, OffersNormStep) else norm
 
 
 class RMSNorm(Norm):
@@ -69,6 +87,9 @@ class RMSNormLayer(nn.Module):
         normed: Tensor = RMSNormFunction.apply(x, self.weight, self.eps)
         return normed
 
+    def prepare(self, dtype: torch.dtype) -> NormStep:
+        return few_rows_rmsnorm(self.weight, eps=self.eps, dtype=dtype)
+
 
 class OffsetRMSNormLayer(nn.Module):
     """(…, D) -> (…, D)."""
@@ -81,6 +102,9 @@ class OffsetRMSNormLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         normed: Tensor = RMSNormFunction.apply(x, self.weight + 1, self.eps)
         return normed
+
+    def prepare(self, dtype: torch.dtype) -> NormStep:
+        return few_rows_rmsnorm(self.weight + 1, eps=self.eps, dtype=dtype)
 
 
 class LayerNormLayer(nn.Module):
@@ -95,6 +119,18 @@ class LayerNormLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), bias, self.eps)
+
+
+def few_rows_rmsnorm(weight: Tensor, *, eps: float, dtype: torch.dtype) -> NormStep:
+    """The same for few rows, in four operations: x / √(‖x‖² + D·eps) · (√D · weight)."""
+    scale = weight.detach() * math.sqrt(len(weight))
+    floor = torch.tensor(math.sqrt(len(weight) * eps), dtype=scale.dtype, device=scale.device)
+
+    def normed(x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=scale.dtype)
+        return (x / torch.hypot(length, floor)).mul_(scale).to(dtype)
+
+    return normed
 
 
 class RMSNormFunction(torch.autograd.Function):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from llmcore.model.cache import Cache, empty_columns
+from llmcore.model.cache import Cache, Column, empty_columns
 from llmcore.model.masks import Mask, Sight, build_mask
 
 if TYPE_CHECKING:
@@ -73,6 +73,12 @@ class RollingCache(Cache):
         if self.length == 0:
             return build_mask(sight, queries=tokens, keys=tokens, device=self.keys.device, attended=attended)
         return self.step_mask() if tokens == 1 else self.chunk_mask(tokens, attended)
+
+    def column(self, sight: Sight) -> Column | None:  # noqa: ARG002 - the ring itself is the window
+        if self.sinks and self.length <= self.hidden_until + 1:
+            return None  # the token may be a sink, and is then written twice
+        self.arrivals, self.places = None, self.ring_places(1)
+        return self.view_column(self.length % self.window, self.filled(), self.step_mask())
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write (B, H, T, C); return what the mask is about.

@@ -69,10 +69,7 @@ class Transformer(nn.Module):
         if positions is None:
             self.check_length(start + ids.shape[1])
             positions = count_positions(ids, attended=attended, documents=documents, cache=cache)
-        x = self.embedding(ids, self.activation_dtype)
-        if self.config.embedding_scale != 1.0:
-            x = x * self.config.embedding_scale
-        x = self.positions.embed(x, start, positions)
+        x = self.embed(ids, start, positions)
         x = F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x
         around = Around(
             mask=self.mask(ids, attended=attended, documents=documents, cache=cache),
@@ -86,6 +83,13 @@ class Transformer(nn.Module):
             cache.advance(ids.shape[1], attended)
         normed: Tensor = self.final_norm(x)
         return normed
+
+    def embed(self, ids: Tensor, start: int, positions: Tensor | None) -> Tensor:
+        """(B, T) -> (B, T, D): what the first block reads, of tokens at `positions` or at start, start + 1, …."""
+        x: Tensor = self.embedding(ids, self.activation_dtype)
+        if self.config.embedding_scale != 1.0:
+            x = x * self.config.embedding_scale
+        return self.positions.embed(x, start, positions)
 
     def mask(self, ids: Tensor, *, attended: Tensor | None, documents: Tensor | None, cache: Cache | None) -> Mask:
         """What the attention of all layers may see."""

@@ -39,3 +39,7 @@ class Auto(Backend):
         small = keys.shape[2] <= limit or (queries.shape[2] == 1 and queries.device.type == "cpu")
         backend = PRODUCTS if small or scores.soft_cap is not None else FUSED
         return backend.attend(queries, keys, values, mask=mask, scores=scores)
+
+    def attend_one(self, queries: Tensor, keys: Tensor, values: Tensor, *, mask: Mask, scores: Scores) -> Tensor:
+        backend = PRODUCTS if queries.device.type == "cpu" or scores.soft_cap is not None else FUSED
+        return backend.attend_one(queries, keys, values, mask=mask, scores=scores)

@@ -40,6 +40,11 @@ class Backend(Part):
     ) -> tuple[Tensor, Tensor | None]:
         raise NotImplementedError(f"{type(self).__name__} must define attend")
 
+    def attend_one(self, queries: Tensor, keys: Tensor, values: Tensor, *, mask: Mask, scores: Scores) -> Tensor:
+        """One query of each row: (B, H, C), keys (B·Hkv, S, C), values (B·Hkv, S, Cv) -> (B, H·Cv)."""
+        keys, values = (x.view(len(queries), -1, *x.shape[1:]) for x in (keys, values))  # (B, Hkv, S, ·)
+        return self.attend(queries.unsqueeze(2), keys, values, mask=mask, scores=scores)[0].squeeze(1)
+
     def check(self, needs: Needs) -> None:
         """Raise a ValueError where it lacks one of the needs; asked when settings are read."""
 

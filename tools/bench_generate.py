@@ -13,6 +13,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt; default 64")
     parser.add_argument("--new", type=int, default=256, help="new tokens of each row; default 256")
     parser.add_argument("--runs", type=int, default=5, help="timed runs, after two that are not; default 5")
+    parser.add_argument("--compile", action="store_true", help="a compiled step; first_run_s has its compilation")
     parser.add_argument("--greedy", action="store_true", help="the best token instead of sampling")
 
 
@@ -29,7 +30,7 @@ def measure(options: argparse.Namespace) -> Figures:
     times: list[float] = []
     for _ in range(options.runs + 2):
         prompts = torch.randint(0, options.vocab, (options.batch, options.prompt)).tolist()
-        elapsed, samples = timed(partial(generate, model, prompts, sampling, stop_ids=()))
+        elapsed, samples = timed(partial(generate, model, prompts, sampling, stop_ids=(), compiled=options.compile))
         assert all(len(sample.ids) == options.new for [sample] in samples)
         times.append(elapsed)
     middle = statistics.median(times[2:])
@@ -39,6 +40,7 @@ def measure(options: argparse.Namespace) -> Figures:
         "tokens_per_s": round(tokens / middle, 1),
         "best_tokens_per_s": round(tokens / min(times[2:]), 1),
         "ms_per_token_step": round(middle / options.new * 1e3, 3),
+        "compile": options.compile,
         "first_run_s": round(times[0], 2),
         "prompt": options.prompt,
         "new": options.new,

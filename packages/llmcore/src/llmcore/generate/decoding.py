@@ -94,7 +94,7 @@ class Decoding:
         cache = allocate_cache(
             self.model.config,
             len(prompts),
-            longest + self.steps - 1,
+            self.read_token.capacity(longest + self.steps - 1),
             dtype=self.model.activation_dtype,
             device=self.device,
         )

@@ -47,12 +47,14 @@ def generate(
     seeds: Sequence[int] | None = None,
     tokenizer: Tokenizer | None = None,
     max_rows: int = MAX_ROWS,
+    compiled: bool = False,
 ) -> list[list[Completion]]:
     """Continue each prompt `num_samples` times: for each prompt a list of completions.
 
     `seeds` gives each sequence its own (prompt by prompt, sample by sample); else they follow from the settings' seed.
     A tokenizer is needed for stop strings only. A prompt that fills the context gets empty completions, and sequences
-    end with the context, so that they can be scored.
+    end with the context, so that they can be scored. `compiled` takes each step through torch.compile: it pays for
+    many tokens of one shape of model and batch, after half a minute for the first (`docs/performance.md`).
     """
     check_prompts(model, prompts)
     check_stop_strings(sampling, tokenizer)
@@ -61,7 +63,7 @@ def generate(
     assert len(seeds) == len(prompts) * num_samples, f"{len(seeds)} seeds, {len(prompts)} × {num_samples} sequences"
     found: list[list[Completion]] = [[Completion([], [], False)] * num_samples for _ in prompts]
     with evaluating(model), held_weights(model, model.activation_dtype):
-        step = Step(model)
+        step = Step(model, compiled=compiled)
         for group in groups(model, prompts, rows=max_rows, num_samples=num_samples):
             decoding = Decoding(
                 step,

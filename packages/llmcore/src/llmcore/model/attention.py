@@ -12,7 +12,7 @@ from llmcore.extensions import Part
 from llmcore.model.backends.auto import Auto
 from llmcore.model.backends.contract import Needs, Scores
 from llmcore.model.backends.kinds import AnyBackend
-from llmcore.model.cache import Cache, CacheShape, Column
+from llmcore.model.cache import Cache, CacheShape, Column, WholeColumn
 from llmcore.model.linear import Linear
 from llmcore.model.masks import Mask, Sight
 from llmcore.model.norms import RMSNorm
@@ -32,7 +32,7 @@ class Around(NamedTuple):
 class Here(NamedTuple):
     """What all layers share where one more token of each row is read."""
 
-    column: Column
+    column: Column | WholeColumn
     rotation: Rotation | None
     """Of (B, H, C)."""
 
@@ -183,8 +183,9 @@ class GroupedQueryLayer(nn.Module):
             turning = turning if here.rotation is None else here.rotation.apply(turning)
             values = fused.narrow(1, heads + kv_heads, kv_heads)
             keys, values = here.column.write(layer, turning.narrow(1, heads, kv_heads), values)  # (B·Hkv, S, C)
-            mixed = attend(turning.narrow(1, 0, heads), keys, values, mask=here.column.mask, scores=scores)
-            return out(mixed, onto)
+            queries = turning.narrow(1, 0, heads).to(keys.dtype)
+            mixed = attend(queries, keys, values, mask=here.column.mask, scores=scores)
+            return out(mixed.to(dtype), onto)
 
         return step
 

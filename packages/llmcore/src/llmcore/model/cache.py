@@ -43,6 +43,23 @@ class Column(NamedTuple):
         return self.keys[layer], self.values[layer]
 
 
+class WholeColumn(NamedTuple):
+    """The same where all tensors keep their shapes from token to token, so that one compilation serves them all."""
+
+    all_keys: Sequence[Tensor]
+    """For each layer (B, H, capacity, C)."""
+    all_values: Sequence[Tensor]
+    place: Tensor
+    """(1,) the column."""
+    mask: Mask
+    """Of the columns up to this one."""
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        for store, new in ((self.all_keys[layer], keys), (self.all_values[layer], values)):
+            store.index_copy_(2, self.place, new.unsqueeze(2).to(store.dtype))
+        return self.all_keys[layer].flatten(0, 1), self.all_values[layer].flatten(0, 1)
+
+
 class Cache:
     """Keys and values (layers, B, H, capacity, C) of which the first `length` columns are filled.
 
@@ -96,12 +113,12 @@ class Cache:
         )
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write (B, H, T, C) after what is there; return the (B, H, length + T, C) so far."""
+        """Write (B, H, T, C) after what is there; return the (B, H, length + T, C) so far, in the dtype of the new."""
         stop = self.length + keys.shape[2]
         assert stop <= self.capacity, f"{stop} tokens in a cache of {self.capacity}"
         self.keys[layer, :, :, self.length : stop] = keys
         self.values[layer, :, :, self.length : stop] = values
-        return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
+        return self.keys[layer, :, :, :stop].to(keys.dtype), self.values[layer, :, :, :stop].to(keys.dtype)
 
     def column(self, sight: Sight) -> Column | None:
         """The next column, with the views that all layers need made at once; None where only `append` will do."""
@@ -111,6 +128,13 @@ class Cache:
         seen = self.length + 1
         allowed = None if self.attended is None else self.attended[:, None, None, :seen]
         return self.view_column(self.length, seen, Mask(causal=False, allowed=allowed))
+
+    def whole_column(self) -> tuple[tuple[Sequence[Tensor], Sequence[Tensor]], Tensor, Tensor]:
+        """Each layer's keys and values, the next column (1,), and (B, 1, 1, capacity) what its token sees."""
+        places = torch.arange(self.capacity, device=self.keys.device)
+        allowed = (places <= self.length).expand(self.rows, 1, 1, -1)
+        allowed = allowed if self.attended is None else allowed & self.attended[:, None, None]
+        return (self.keys.unbind(), self.values.unbind()), places[self.length : self.length + 1], allowed
 
     def view_column(self, place: int, seen: int, mask: Mask) -> Column:
         """A column at `place`, of which the token sees the first `seen`, as far as the mask allows."""

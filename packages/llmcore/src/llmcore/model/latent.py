@@ -126,8 +126,8 @@ class LatentLayer(nn.Module):
             key = torch.cat([latent_norm(latent), rotary_key], -1).unsqueeze(1)  # (B, 1, L + R)
             keys, _ = here.column.write(layer, key, key[..., :0])  # (B, S, L + R)
             brought = torch.bmm(content.transpose(0, 1), make_keys).transpose(0, 1)  # (B, H, L)
-            asked, values = torch.cat([brought, rotary], -1), keys[..., : config.latent_width]
-            mixed = config.backend.attend_one(asked, keys, values, mask=here.column.mask, scores=scores)
+            asked, values = torch.cat([brought, rotary], -1).to(keys.dtype), keys[..., : config.latent_width]
+            mixed = config.backend.attend_one(asked, keys, values, mask=here.column.mask, scores=scores).to(dtype)
             mixed = mixed.view(len(x), config.heads, -1).transpose(0, 1)  # (H, B, L)
             return out(torch.bmm(mixed, make_values.transpose(1, 2)).transpose(0, 1).flatten(1), onto)
 

@@ -18,7 +18,13 @@ NEVER = torch.iinfo(torch.long).max
 def allocate_cache(
     config: "ModelConfig", rows: int, columns: int, *, dtype: torch.dtype, device: torch.device | str
 ) -> Cache:
-    """A cache for sequences of so many columns: rolling where that is smaller."""
+    """A cache for sequences of so many columns: rolling where that is smaller.
+
+    On a CPU it is float32 at least: bfloat16 products of one query with its keys take three to five times as long
+    (4 heads of 64, 192 keys, 1 thread of a Zen 5, a layer: 45 against 8 µs for 1 row, 349 against 104 for 16).
+    """
+    if torch.device(device).type == "cpu":
+        dtype = torch.promote_types(dtype, torch.float32)
     sight = config.attention.sight()
     if sight.causal and sight.window is not None and sight.window + sight.sinks < columns:
         return RollingCache.of_window(config, rows, dtype=dtype, device=device)
@@ -90,12 +96,12 @@ class RollingCache(Cache):
         if keys.shape[2] > 1:
             seen = (keys, values)
             if self.length:
-                seen = (torch.cat([held[0], keys], 2), torch.cat([held[1], values], 2))
+                seen = (torch.cat([held[0].to(keys.dtype), keys], 2), torch.cat([held[1].to(keys.dtype), values], 2))
             self.write(held, (keys, values))
             return seen
         self.write(held, (keys, values))
         stop = self.filled()
-        return held[0][:, :, :stop], held[1][:, :, :stop]
+        return held[0][:, :, :stop].to(keys.dtype), held[1][:, :, :stop].to(keys.dtype)
 
     def advance(self, tokens: int, attended: Tensor | None) -> None:
         if attended is not None and self.attended is None:
@@ -124,10 +130,10 @@ class RollingCache(Cache):
     def write(self, held: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> None:
         """Put new keys and values (B, H, T, C) into the slots of one layer."""
         for store, added in zip(held, (new[0].detach(), new[1].detach()), strict=True):
-            store[:, :, self.places] = added[:, :, -self.window :]
+            store[:, :, self.places] = added[:, :, -self.window :].to(store.dtype)
             if self.arrivals is not None:
                 rows, tokens, slots = self.arrivals
-                store[rows, :, self.window + slots] = added[rows, :, tokens]
+                store[rows, :, self.window + slots] = added[rows, :, tokens].to(store.dtype)
 
     def ring_places(self, tokens: int) -> Tensor | slice:
         """The slots of the next tokens, of the last of them if they are more than the ring has."""

@@ -8,21 +8,28 @@ none is called as it is; where the attention offers none, or a token needs more 
 model's own forward reads it.
 """
 
-from collections.abc import Callable
+import functools
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from llmcore.model.attention import AttentionStep, Here
-from llmcore.model.cache import Cache
+from llmcore.model.cache import Cache, WholeColumn
 from llmcore.model.feedforward import prepare_feedforward
 from llmcore.model.linear import widen
-from llmcore.model.norms import prepare_norm
+from llmcore.model.masks import Mask
+from llmcore.model.norms import NormStep, prepare_norm
 from llmcore.model.positions import Rotation
-from llmcore.model.products import ONEDNN_FROM_ROWS, FloatProducts
+from llmcore.model.products import ONEDNN_FROM_ROWS, FloatProducts, Product
 from llmcore.model.transformer import PreNorm, Transformer
 
+COMPILED_COLUMNS = 64
+"""A compiled step's cache has a multiple of these columns, so that prompts of like lengths share a compilation."""
 BlockStep = Callable[[Tensor, Here], Tensor]
 """(B, D), here -> (B, D); the first is overwritten."""
 
@@ -35,10 +42,11 @@ class OffersAttention(Protocol):
 class Step:
     """(B,) tokens -> (B, V) float32 scores of what follows them; the tokens are added to the cache.
 
-    The weights are copies: the step goes on with those the model had when it was made.
+    The weights are copies: the step goes on with those the model had when it was made. `compiled` runs the blocks
+    through torch.compile, which takes its time at the first token and again where shapes change.
     """
 
-    def __init__(self, model: Transformer) -> None:
+    def __init__(self, model: Transformer, *, compiled: bool = False) -> None:
         dtype = model.activation_dtype
         self.model = model
         self.sight = model.config.attention.sight()
@@ -48,6 +56,7 @@ class Step:
             self.blocks = [prepare_block(block, model.config.layout, dtype) for block in blocks]
         self.norm = prepare_norm(model.final_norm, dtype)
         self.project = (model.embedding if model.head is None else model.head).prepare(dtype)
+        self.compiled = compile_blocks() if compiled and self.blocks is not None else None
 
     def __call__(self, tokens: Tensor, cache: Cache) -> Tensor:
         if tokens.device.type == "cpu" and len(tokens) < ONEDNN_FROM_ROWS:
@@ -65,11 +74,54 @@ class Step:
         rotation = self.model.positions.rotation(x, cache.length, positions)
         if rotation is not None:
             rotation = Rotation(rotation.cosine.squeeze(-3), rotation.sine.squeeze(-3))  # (1, C) or (B, 1, C)
-        x, here = x.squeeze(1), Here(column, rotation)
-        for block in self.blocks:
-            x = block(x, here)
+        x = x.squeeze(1)
+        if self.compiled is not None and type(cache) is Cache:
+            stores, place, allowed = cache.whole_column()
+            scores = self.compiled(self.blocks, self.norm, self.project, x, rotation, *stores, place, allowed)
+        else:
+            scores = run_blocks(self.blocks, self.norm, self.project, x, Here(column, rotation))
         cache.advance(1, None)
-        return widen(self.project(self.norm(x)))
+        return widen(scores)
+
+    def capacity(self, columns: int) -> int:
+        """How many columns a cache should have for so many: a compiled step has a round number, to serve others too."""
+        return columns if self.compiled is None else -(-columns // COMPILED_COLUMNS) * COMPILED_COLUMNS
+
+
+def run_blocks(blocks: list[BlockStep], norm: NormStep, project: Product, x: Tensor, here: Here) -> Tensor:
+    """(B, D) -> (B, V): all between the embedding and the scores."""
+    for block in blocks:
+        x = block(x, here)
+    return project(norm(x))
+
+
+def run_whole(
+    blocks: list[BlockStep],
+    norm: NormStep,
+    project: Product,
+    x: Tensor,
+    rotation: Rotation | None,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    place: Tensor,
+    allowed: Tensor,
+) -> Tensor:
+    """The same on tensors whose shapes stay from token to token; see `Cache.whole_column`."""
+    column = WholeColumn(keys, values, place, Mask(causal=False, allowed=allowed))
+    return run_blocks(blocks, norm, project, x, Here(column, rotation))
+
+
+@functools.cache
+def compile_blocks() -> Callable[..., Tensor] | None:
+    """`run_whole`, compiled once in a process for each model's shapes: weights are arguments, not constants.
+
+    Where there is no C++ compiler, a warning says so and the step stays as it is.
+    """
+    name = os.environ.get("CXX") or "g++"
+    if not any(shutil.which(compiler) for compiler in (name, "g++", "clang++")):
+        warnings.warn(f"no C++ compiler ({name}) for a compiled step: decoding goes on without it", stacklevel=2)
+        return None
+    return torch.compile(run_whole, options={"cpp_wrapper": True})
 
 
 def prepare_block(block: PreNorm, layout: str, dtype: torch.dtype) -> BlockStep:

@@ -20,5 +20,7 @@ A map of the package; nothing is imported here, so that `--help` stays fast:
     huggingface/ Hugging Face folders, read and written
     train/       fit, optimizers, schedules, the run folder
     command      what every command-line program here shares
-    cli          llmcore inspect | verify | lineage | generate | chat | import hf | export hf | doctor
+    inspection   what an artifact is, for people and for machines
+    preview      a text or a conversation, token by token
+    cli          the command `llmcore`
 """

@@ -1,6 +1,7 @@
 """The command line of llmcore: look at artifacts, talk to models, check the machine."""
 
 import json as json_library
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from rich.tree import Tree
 from llmcore import command
 from llmcore.command import DeviceOption, DtypeOption, ResultJsonOption
 from llmcore.config import load_config
-from llmcore.manifest import Manifest, check_needs, family, read_manifest, verify_artifact
+from llmcore.manifest import Manifest, family, read_manifest, verify_artifact
 from llmcore.runs.cli import app as runs_app
 
 NAMES_SHOWN = 3
@@ -38,20 +39,14 @@ Base = Annotated[
 @app.command()
 def inspect(folder: Folder, json: ResultJsonOption = False) -> None:
     """What an artifact is: kind, figures, and for a model its architecture and parameters by module."""
+    from llmcore.inspection import as_table, describe
+
     manifest = read_manifest(folder)
     facts = describe(folder, manifest)
     if json:
         print(json_library.dumps(facts))
-        return
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            table.add_row(f"[bold]{name}[/bold]", "")
-            for inner, item in value.items():
-                table.add_row(f"  {inner}", readable(item))
-        else:
-            table.add_row(f"[bold]{name}[/bold]", readable(value))
-    Console().print(table)
+    else:
+        Console().print(as_table(facts))
 
 
 @app.command()
@@ -134,6 +129,62 @@ def chat(
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     sampling = load_config(Sampling, [*assignments(**options, seed=seed), *(settings or [])])
     run_chat(load_policy(folder, device=device, dtype=dtype, base=base), sampling, system=system)
+
+
+@app.command(no_args_is_help=True)
+def tokenize(
+    folder: Folder,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="A text; standard input if left out.")] = None,
+    decode: Annotated[bool, typer.Option("--decode", help="TEXT is token ids: print what they say.")] = False,
+    json: ResultJsonOption = False,
+) -> None:
+    """Show a text as the tokens of an artifact's tokenizer, or ids as text.
+
+    [bold]Examples[/bold]
+
+      llmcore tokenize runs/sft "Hello, world"
+
+      llmcore tokenize runs/sft --decode "72 105"
+    """
+    from llmcore.preview import ids_in, text_tokens, token_lines
+    from llmcore.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(folder)
+    given = sys.stdin.read() if text is None else text
+    if decode:
+        said = tokenizer.decode(ids_in(given, tokenizer), skip_special=False)
+        print(json_library.dumps({"text": said}) if json else said)
+        return
+    shown = text_tokens(given, tokenizer)
+    if json:
+        print(json_library.dumps(shown))
+    else:
+        print("\n".join(token_lines(shown)))
+        print(f"{shown['count']:,} tokens, {shown['bytes']:,} bytes, {shown['bytes per token']} bytes a token")
+
+
+@app.command(no_args_is_help=True)
+def template(
+    folder: Folder,
+    user: Annotated[list[str] | None, typer.Option("--user", help="What the user says; again for a next turn.")] = None,
+    assistant: Annotated[list[str] | None, typer.Option("--assistant", help="What was answered, turn by turn.")] = None,
+    system: Annotated[str, typer.Option("--system", help="A system message.")] = "",
+    tokens: Annotated[bool, typer.Option("--tokens", help="Token by token.")] = False,
+    json: ResultJsonOption = False,
+) -> None:
+    """Show how a conversation is written for a model: its chat format, control tokens, and where answers stop."""
+    from llmcore.preview import chat_tokens, conversation, token_lines
+    from llmcore.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(folder)
+    messages = conversation(user or ["Who are you?"], assistant or [], system=system)
+    shown = chat_tokens(messages, tokenizer)
+    if json:
+        print(json_library.dumps(shown))
+        return
+    stops = ", ".join(shown["stops at"])  # type: ignore[arg-type]
+    print(f"format {shown['format']}, {shown['count']} tokens; answers end with {stops or 'nothing'}", file=sys.stderr)
+    print("\n".join(token_lines(shown)) if tokens else shown["text"])
 
 
 @app.command()
@@ -234,58 +285,6 @@ def report(manifest: Manifest, out: Path, *, json: bool) -> None:
     else:
         details = ", ".join(f"{name} {value}" for name, value in manifest.config.items())
         print(f"{out}: {manifest.kind} {manifest.id} ({details})")
-
-
-def describe(folder: Path, manifest: Manifest) -> dict[str, object]:
-    """The facts about an artifact, of a model its size too."""
-    facts: dict[str, object] = {
-        "kind": manifest.kind,
-        "id": manifest.id,
-        "made by": manifest.made_by,
-        "made at": manifest.made_at,
-        "command": manifest.command,
-        "parents": {role: f"{parent.kind} {parent.id}" for role, parent in manifest.parents.items()},
-        "needs": manifest.needs,
-        "metrics": manifest.metrics,
-        "counts": manifest.counts,
-        "files": {name: f"{entry.bytes:,} bytes" for name, entry in manifest.files.items()},
-    }
-    if "adapter.json" in manifest.files:
-        facts |= json_library.loads((folder / "adapter.json").read_text())
-    if "model.json" in manifest.files:
-        check_needs(manifest, folder)
-        facts |= describe_model(folder)
-    return {name: fact for name, fact in facts.items() if fact not in ("", {}, None)}
-
-
-def describe_model(folder: Path) -> dict[str, object]:
-    """Architecture, parameters by module, and what a token costs."""
-    from llmcore.checkpoint import ARCHITECTURE, read_architecture
-    from llmcore.model.size import (
-        cache_bytes_per_token,
-        count_parameters,
-        flops_per_token,
-        parameters_by_module,
-        skeleton,
-    )
-
-    config = read_architecture(folder / ARCHITECTURE)
-    model = skeleton(config)
-    return {
-        "architecture": config.model_dump(mode="json"),
-        "parameters": count_parameters(model),
-        "parameters by module": parameters_by_module(model),
-        "training FLOPs per token": flops_per_token(model),
-        "KV cache bytes per token (fp32)": cache_bytes_per_token(config),
-    }
-
-
-def readable(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return json_library.dumps(value) if isinstance(value, dict | list) else str(value)
 
 
 def person(name: str, manifest: Manifest) -> str:

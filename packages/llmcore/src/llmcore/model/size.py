@@ -56,3 +56,9 @@ def idle_parameters(model: Transformer) -> int:
 def cache_bytes_per_token(config: ModelConfig, dtype: torch.dtype = torch.float32) -> int:
     """What all layers keep of one token."""
     return config.depth * config.attention.cache_shape(config.width).numbers * dtype.itemsize
+
+
+def cache_tokens(config: ModelConfig) -> int:
+    """The most tokens of a sequence that a cache keeps: a window and its sinks, or the context."""
+    sight = config.attention.sight()
+    return config.context if sight.window is None else min(sight.window + sight.sinks, config.context)

@@ -19,6 +19,7 @@ from llmcore.config import load_config
 from llmcore.errors import ConfigError, DataError
 from llmcore.generate.engine import generate, stream
 from llmcore.generate.sampling import Sampling
+from llmcore.losses import Batch, next_token_loss
 from llmcore.model.cache import Cache
 from llmcore.model.config import ModelConfig
 from llmcore.model.rolling import RollingCache, allocate_cache
@@ -55,6 +56,7 @@ ATTENTIONS: dict[str, Settings] = {
     "latent": LATENT,
     "latent queries": LATENT | {"query_latent_width": 7},
 }
+NORMS = ("rmsnorm", "rmsnorm_offset", "layernorm")
 WINDOW = 3
 SIGHTS: dict[str, Settings] = {
     "everything before": {},
@@ -216,6 +218,66 @@ def test_gradients(one: Combination) -> None:
         assert torch.autograd.gradcheck(run, tuple(model.parameters()), fast_mode=True)
 
 
+@pytest.mark.parametrize("sight", SIGHTS)
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_gradients_of_backends_agree(attention: str, sight: str) -> None:
+    """Of all weights, with padding in one row, each backend against the manual one."""
+    check_gradients(Combination("rope", "pre", attention, sight))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_of_backends_agree_for_all_positions_and_layouts(positions: str, layout: str) -> None:
+    for attention, sight in product(ATTENTIONS, SIGHTS):
+        check_gradients(Combination(positions, layout, attention, sight))
+
+
+def check_gradients(one: Combination) -> None:
+    ids, attended = random_ids(2, 6), F.pad(torch.ones(2, 4), (2, 0)).bool()
+    attended[0] = True
+    found = {}
+    with torch.enable_grad():
+        for backend in ["manual", "matmul", "auto", "sdpa"][: 3 if one.attention == "soft cap" else 4]:
+            model = fresh(one, backend=backend)
+            loss = model(ids, attended=attended)[attended].logsumexp(-1).sum()
+            found[backend] = torch.autograd.grad(loss, list(model.parameters()))
+    for backend, gradients in found.items():
+        for gradient, expected in zip(gradients, found["manual"], strict=True):
+            assert gradient.isfinite().all(), backend
+            assert_equal(gradient, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "parts",
+    [
+        *({"feedforward": {"kind": kind, "hidden": 3}} for kind in ("gelu", "relu2", "geglu", "swiglu")),
+        *({"norm": {"kind": kind}, "layout": layout} for kind in NORMS for layout in LAYOUTS),
+        *({"positions": positions} for positions in POSITIONS.values()),
+        *({"attention": settings | sight} for settings in ATTENTIONS.values() for sight in SIGHTS.values()),
+        {"tie_embeddings": False},
+        {"embedding_scale": 3.0},
+        {"head": "scalar"},
+    ],
+    ids=str,
+)
+def test_gradients_of_every_part(parts: Settings) -> None:
+    """Against finite differences, one part varied at a time."""
+    shape: Settings = {"vocab_size": 5, "width": 8, "depth": 1, "context": 5, "initial_std": 0.3}
+    small: Settings = {"feedforward": {"hidden": 3}, "attention": {"heads": 2, "kv_heads": 1}}
+    model = ModelConfig.model_validate(shape | small | parts).build(seed=1).to(torch.float64).eval()
+    model.activation_dtype = torch.float64
+    ids = torch.tensor([[0, 1, 4, 1, 2]])
+
+    def run(*_weights: Tensor) -> Tensor:
+        scores: Tensor = model(ids)
+        return scores.logsumexp(-1) + scores[..., 0]
+
+    with torch.enable_grad():
+        assert torch.autograd.gradcheck(run, tuple(model.parameters()), fast_mode=True)
+
+
 @a_few
 def test_flex_agrees_too(one: Combination) -> None:
     model, ids = fresh(one, backend="flex", dtype=torch.float32), random_ids(2, 7)
@@ -263,6 +325,18 @@ def test_compiled_is_as_eager(one: Combination) -> None:
 def test_what_is_not_allowed_is_one_clear_error(settings: list[str], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         load_config(ModelConfig, settings)
+
+
+@pytest.mark.parametrize("setting", ["positions=none", "positions.kind=none", "positions.scaling.kind=none"])
+def test_none_is_a_kind_on_a_command_line_too(setting: str) -> None:
+    positions: Settings = {"kind": "rope", "scaling": {"kind": "none"}} if "scaling" in setting else {"kind": "none"}
+    assert load_config(ModelConfig, [setting]) == ModelConfig.model_validate({"positions": positions})
+
+
+def test_an_encoder_learns_no_next_token() -> None:
+    model = fresh(A_FEW[1], dtype=torch.float32)
+    with pytest.raises(ConfigError, match="not causal sees the next token"):
+        next_token_loss(model, Batch(random_ids(2, 5), torch.ones(2, 5, dtype=torch.bool)))
 
 
 @pytest.mark.parametrize(

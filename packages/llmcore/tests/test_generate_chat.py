@@ -40,6 +40,13 @@ def test_generate_writes_the_prompt_and_its_continuation(policy: Checkpoint, cap
     assert capfd.readouterr().out == "".join(f"── {number} ──\n{streamed}" for number in (1, 2))
 
 
+def test_a_text_cut_by_the_context_says_so(policy: Checkpoint, capfd: pytest.CaptureFixture[str]) -> None:
+    run_generate(policy, "a" * 100, Sampling(max_new_tokens=1000, temperature=0))
+    assert "context of 128 tokens ends" in capfd.readouterr().err
+    run_generate(policy, "a" * 100, Sampling(max_new_tokens=5, temperature=0))
+    assert capfd.readouterr().err == ""
+
+
 def test_generate_for_machines_is_one_json_document(policy: Checkpoint, capfd: pytest.CaptureFixture[str]) -> None:
     run_generate(policy, "ab", Sampling(max_new_tokens=12), num_samples=3, json=True)
     document = json.loads(capfd.readouterr().out)

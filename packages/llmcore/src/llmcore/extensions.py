@@ -38,6 +38,7 @@ class PartOf:
         """The config class for a table; without a `kind`, the first of the core's own."""
         if isinstance(value, Part):
             return type(value)
+        value = self.spelled(value)
         default = next(iter(self.builtin), "")
         kind = value.get("kind", default) if isinstance(value, dict) else value
         return find_part(self.group, str(kind), self.builtin)
@@ -55,8 +56,17 @@ class PartOf:
     def validate(self, value: object) -> Part:
         if isinstance(value, Part):
             return value
+        value = self.spelled(value)
         table = value if isinstance(value, dict) else {"kind": value}
         return self.class_for(table).model_validate(table)
+
+    def spelled(self, value: object) -> object:
+        """The same with a kind of the name `none`, which a command line reads as no value, where there is one."""
+        if "none" not in self.builtin:
+            return value
+        if isinstance(value, dict):
+            return {**value, "kind": "none"} if value.get("kind", "") is None else value
+        return "none" if value is None else value
 
 
 def part(group: str, **builtin: type[Part]) -> PartOf:

@@ -57,7 +57,15 @@ class Loss(NamedTuple):
 
 
 def next_token_loss(model: Transformer, batch: Batch) -> Loss:
-    """Cross-entropy of each target given the tokens before it, and how often the target had the best score."""
+    """Cross-entropy of each target given the tokens before it, and how often the target had the best score.
+
+    Raises ConfigError for a model that sees the tokens it shall predict.
+    """
+    if not model.config.attention.sight().causal:
+        raise ConfigError(
+            "a model whose attention is not causal sees the next token: there is nothing to predict",
+            hint="train it as a reward model (llmreward run), or set model.attention.causal=true",
+        )
     hidden = model.hidden(batch.ids, documents=batch.documents)
     rows = batch.mask[:, 1:].flatten().nonzero().squeeze(1)
     targets = batch.ids[:, 1:].flatten()[rows]

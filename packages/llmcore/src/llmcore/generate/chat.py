@@ -42,10 +42,13 @@ def run_generate(
         print(json_library.dumps(as_json(policy, prompt, ids, sampling, num_samples=num_samples), ensure_ascii=False))
     elif num_samples == 1:
         tokens = stream(policy.model, ids, sampling, stop_ids=policy.tokenizer.stop_ids, tokenizer=policy.tokenizer)
+        heard: list[int] = []
         write(prompt)
-        for piece in stream_text(tokens, policy.tokenizer, stop=sampling.stop):
+        for piece in stream_text(noted(tokens, heard), policy.tokenizer, stop=sampling.stop):
             write(piece)
         write("\n")
+        if cut_by_context(policy, ids, heard) and len(heard) < sampling.max_new_tokens:
+            print(f"(cut where the model's context of {policy.model.config.context} tokens ends)", file=sys.stderr)
     else:
         for number, (text, _) in enumerate(samples(policy, ids, sampling, num_samples=num_samples), 1):
             write(f"── {number} ──\n{prompt}{text}\n")
@@ -130,10 +133,16 @@ def answer(policy: Checkpoint, messages: Sequence[Message], sampling: Sampling, 
     finally:
         tokens.close()
     console.print()
-    full = len(fitted.ids) + len(heard) >= context and not model.config.endless
-    if full and heard[-1:] and heard[-1] not in tokenizer.stop_ids:
+    if cut_by_context(policy, fitted.ids, heard):
         console.print(f"[dim](the answer was cut where the context of {context} tokens ends)[/dim]")
     return [*fitted.messages, Message(role="assistant", content=said)]
+
+
+def cut_by_context(policy: Checkpoint, prompt: Sequence[int], heard: Sequence[int]) -> bool:
+    """Whether a stream ended because the context did."""
+    config = policy.model.config
+    stopped = not heard or heard[-1] in policy.tokenizer.stop_ids
+    return not stopped and not config.endless and len(prompt) + len(heard) >= config.context
 
 
 def noted(tokens: Iterable[int], heard: list[int]) -> Iterator[int]:

@@ -53,9 +53,7 @@ def resolve_device(name: str) -> torch.device:
     if not there.get(device.type, False):
         count = torch.cuda.device_count()
         hint = f"start at most {count} processes on it" if name.startswith("cuda:") and count else ""
-        raise ConfigError(
-            f"device {name!r} is not on this machine", hint=hint or "train.device=auto takes what is there"
-        )
+        raise ConfigError(f"device {name!r} is not on this machine", hint=hint or "auto takes what is there")
     return device
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llmcore.command import as_typed, default_out
+from llmcore.command import as_typed, default_out, template
 from llmcore.config import load_config
 from llmcore.errors import ConfigError
 
@@ -48,3 +48,12 @@ def test_output_that_cannot_be_written_is_one_sentence() -> None:
             done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
         assert done.returncode == 2, done.stderr
         assert "could not be written: the disk is full" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_settings_file_made_from_the_defaults_gives_the_defaults(tmp_path: Path) -> None:
+    from llmcore.train.config import TrainConfig
+
+    path = tmp_path / "all.toml"
+    path.write_text("\n".join(template(TrainConfig())))
+    assert load_config(TrainConfig, [str(path)]) == TrainConfig()
+    assert 'watch = ["tensorboard"]' in path.read_text()

@@ -259,8 +259,13 @@ def template(config: Config, section: str = "") -> list[str]:
             tables.append((f"{section}.{name}" if section else name, value))
             continue
         lines += [f"# {field.description}"] if field.description else []
-        shown = json.dumps(value if not isinstance(value, tuple) else list(value), default=str)
+        shown = json.dumps(list(value) if isinstance(value, tuple) else value, default=kind_of)
         lines.append(f"# {name} =" if value is None else f"{name} = {shown}")
     for inner_section, inner in tables:
         lines += ["", *template(inner, inner_section)]
     return lines
+
+
+def kind_of(value: object) -> str:
+    """What stands for a part in a list of parts: its kind."""
+    return str(getattr(value, "kind", value))

@@ -7,6 +7,7 @@ import pytest
 from conftest import QUICK, TINY, Line
 from forked import run
 from llmcore.manifest import read_manifest
+from llmcore.records import Chat, read_records
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 FEW = ["train.steps=2", "train.batch=4", *QUICK[2:]]
@@ -48,6 +49,23 @@ def test_fine_tuning_on_instructions(file: str, mapping: list[str], roomy: Path,
     works(*records, cwd=tmp_path)
     words = ["llmsft", "run", "--base", roomy, "--data", tmp_path / "chats", "data.max_dropped=1"]
     works(*words, "--out", tmp_path / "sft", *FEW, cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "gsm8k/test.jsonl",
+        "rasbt/instruction-data.json",
+        "dolly_hhrlhf/dolly_hhrlhf_train_small.jsonl",
+        "gpteacher/roleplay-simple-deduped-roleplay-instruct.json",
+        "self_instruct/seed_tasks.jsonl",
+        "self_instruct/t0_per_template/adversarial_qa_dbert_based_on.jsonl",
+        "chat_fixtures/conversations.jsonl",
+        "chat_fixtures/torchtune_chat_tiny.json",
+    ],
+)
+def test_common_shapes_of_conversations_are_seen_from_their_keys(file: str) -> None:
+    assert all(chat.messages[-1].content for chat in read_records(DATA / file, Chat))
 
 
 def test_fine_tuning_on_a_file_as_it_is(roomy: Path, tmp_path: Path) -> None:

@@ -268,3 +268,13 @@ def test_keys_that_are_asked_for_stay_with_their_row(tmp_path: Path) -> None:
     assert read_records(path, Chat) == [row]
     write_records(path, [row.model_copy(update={"extra": {}})])
     assert "extra" not in path.read_text()
+
+
+def test_self_instruct_rows_have_one_instance(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    row = {"id": "1", "name": "n", "instruction": "Say", "instances": [{"input": "it", "output": "it!"}]}
+    path.write_text(json.dumps(row) + "\n")
+    assert [m.content for m in read_records(path, Chat)[0].messages] == ["Say\n\nit", "it!"]
+    path.write_text(json.dumps({**row, "instances": [{"output": "a"}, {"output": "b"}]}) + "\n")
+    with pytest.raises(DataError, match="rows.jsonl:1: instances: expected a list of one object"):
+        read_records(path, Chat)

@@ -355,7 +355,7 @@ def take(row: Row, *, required: Sequence[str], optional: Sequence[str] = ()) -> 
 
 def to_chat(row: Row) -> Chat:
     """messages · prompt, completion | response · instruction, input?, output | response · question, answer ·
-    conversations."""
+    instruction, instances · conversations."""
     answer = next((key for key in ("completion", "response", "output") if key in row), "completion")
     if "messages" in row:
         take(row, required=["messages"], optional=["extra"])
@@ -369,6 +369,8 @@ def to_chat(row: Row) -> Chat:
     elif "instruction" in row and answer in row:
         take(row, required=["instruction", answer], optional=["input", "system"])
         messages = [*alpaca(row), *to_answer(row[answer], answer)]
+    elif "instruction" in row and "instances" in row:
+        messages = [*alpaca(instance := only_instance(row)), *to_answer(instance["output"], "instances.0.output")]
     elif "question" in row and "answer" in row:
         take(row, required=["question", "answer"], optional=["system"])
         messages = [*system(row), *to_prompt(row["question"], "question"), *to_answer(row["answer"], "answer")]
@@ -473,6 +475,18 @@ def alpaca(row: Row) -> list[Message]:
     """instruction and input as one user turn, a blank line between them."""
     parts = [as_text(row["instruction"], "instruction"), as_text(row.get("input") or "", "input")]
     return [*system(row), Message(role="user", content="\n\n".join(part for part in parts if part))]
+
+
+def only_instance(row: Row) -> Row:
+    """A self-instruct row as instruction, input and output; it has one instance."""
+    take(row, required=["instruction", "instances"], optional=["name", "is_classification", "motivation_app"])
+    instances = row["instances"]
+    if not isinstance(instances, list) or len(instances) != 1 or not isinstance(instances[0], dict):
+        raise MalformedError("instances: expected a list of one object (give each instance a row of its own)")
+    take(instances[0], required=["output"], optional=["input"])
+    if "output" not in instances[0]:
+        raise MalformedError(f"instances.0.output: missing (found {found(instances[0])})")
+    return {"instruction": row["instruction"], **instances[0]}
 
 
 def to_prompt(value: object, field: str) -> list[Message]:

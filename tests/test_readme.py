@@ -30,6 +30,11 @@ def test_shipped_settings_are_valid(path: Path) -> None:
     assert load_config(settings_class(path), [str(path)])
 
 
+@pytest.mark.parametrize("kind", {settings_class(path) for path in CONFIGS}, ids=lambda kind: kind.__name__)
+def test_settings_have_a_json_schema(kind: type[Config]) -> None:
+    assert set(kind.model_json_schema()["properties"]) == set(kind.model_fields)
+
+
 def tree_paths() -> set[str]:
     """The Python files that the README's tree names."""
     block = README.split("## The tree")[1].split("```")[1]

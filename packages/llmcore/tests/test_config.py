@@ -158,3 +158,15 @@ def test_a_part_given_in_part_keeps_kind_and_defaults_unless_the_kind_changes() 
     assert load_config(Nested, ["wide.norm.kind=large"]).wide.norm == Large(groups=8)
     assert load_config(Nested, ["wide.norm.kind=small"]).wide.norm == Small()
     assert load_config(Nested, ["wide.norm.groups=2", "wide.width=3"]).wide == Model(width=3, norm=Large(groups=2))
+
+
+def test_a_part_may_be_left_out_where_its_type_says_so() -> None:
+    class Holder(Config):
+        norm: Annotated[Norm | None, part("llmcore.test", small=Small, large=Large)] = None
+
+    assert load_config(Holder, []).norm is None
+    assert load_config(Holder, ["norm.kind=large"]).norm == Large()
+    assert load_config(Holder, ["norm.kind=large", "norm=none"]).norm is None
+    assert Holder.model_validate_json(Holder().model_dump_json()) == Holder()
+    assert {"type": "null"} in Holder.model_json_schema()["properties"]["norm"]["anyOf"]
+    assert {"type": "null"} not in Model.model_json_schema()["properties"]["norm"]["anyOf"]

@@ -1,4 +1,4 @@
-"""Adapters exported for PEFT; the last test needs it: `PEFT_PYTHON=python-with-peft pytest …`."""
+"""Adapters exported for PEFT; the last test needs it: `LLM_PEERS_PYTHON=/path/to/python pytest …`."""
 
 import json
 import os
@@ -76,9 +76,9 @@ def test_names_are_as_long_as_they_must_be(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_peft_computes_what_we_compute(family: str, tmp_path: Path) -> None:
-    python = os.environ.get("PEFT_PYTHON")
+    python = os.environ.get("LLM_PEERS_PYTHON")
     if not python:
-        pytest.skip("PEFT_PYTHON does not name a Python with peft and transformers")
+        pytest.skip("LLM_PEERS_PYTHON does not name a Python with peft and transformers")
     adapter = adapter_of(tmp_path, FAMILIES[family])
     export_hf(tmp_path / "base", tmp_path / "hf")
     export_peft(adapter, tmp_path / "peft")

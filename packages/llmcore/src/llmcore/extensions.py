@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
 from typing import Any, cast, get_args
 
-from pydantic import GetCoreSchemaHandler, SerializerFunctionWrapHandler
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, SerializerFunctionWrapHandler
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from llmcore.config import Config
@@ -49,6 +50,13 @@ class PartOf:
             self.validate_optional if absent else self.validate,
             serialization=core_schema.wrap_serializer_function_ser_schema(dump_part, schema=handler(source)),
         )
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """A table of one of the core's own kinds, a table of somebody else's, or the name of a kind."""
+        own = [handler(kind.__pydantic_core_schema__) for kind in self.builtin.values()]
+        others = {"type": "object", "required": ["kind"], "properties": {"kind": {"type": "string"}}}
+        absent = [{"type": "null"}] if schema.get("function", {}).get("function") == self.validate_optional else []
+        return {"anyOf": [*own, others, {"type": "string"}, *absent]}
 
     def validate_optional(self, value: object) -> Part | None:
         return None if value is None else self.validate(value)

@@ -75,6 +75,21 @@ def test_a_run_learns_the_pairs_and_writes_a_reward(tmp_path: Path, base: Path, 
     assert any("longer answer wins" in line for line in lines(found))
 
 
+def test_a_run_learns_rankings_of_which_each_prompt_is_one_item(tmp_path: Path, base: Path) -> None:
+    path = tmp_path / "ranked.jsonl"
+    rows = [{"prompt": f"{n}", "ranked": ["y" * (1 + n % 3), "m" * (1 + n % 2), "n" * (1 + n % 4)]} for n in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    manifest = run(settings(base, path, steps=60), tmp_path / "reward", quiet=True)
+    assert manifest.counts["pairs"] == 3 * manifest.counts["prompts"]
+    assert manifest.metrics["val_accuracy"] == 1.0
+    scorer = load_scorer(tmp_path / "reward")
+    best, middle, worst = (
+        float(scorer.score([scored_row([Message(role="user", content="7")], answer, scorer.tokenizer)]))
+        for answer in ("yy", "m", "nn")
+    )
+    assert best > middle > worst
+
+
 def test_the_finished_reward_has_mean_0_and_deviation_1_over_samples_of_the_base(
     tmp_path: Path, base: Path, data: Path
 ) -> None:

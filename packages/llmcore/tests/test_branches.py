@@ -1,9 +1,10 @@
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
-from llmcore.branches import LIMIT, Layout, lay_out, plain_rows, shared_length, takes_branches
+from llmcore.branches import LIMIT, Layout, lay_out, plain_rows, shared_length, takes_branches, visible
 from llmcore.model.attention import GroupedQuery
 from llmcore.model.config import ModelConfig
 from llmcore.model.latent import MultiHeadLatent
@@ -106,6 +107,31 @@ def test_what_rows_share_never_holds_the_last_token_of_one() -> None:
     assert shared_length([[1], [2]]) == 0
     rows = [list(row) for row in itertools.product((1, 2), repeat=3)]
     assert shared_length(rows) == 0 and shared_length(rows[:2]) == 2
+
+
+def test_any_rows_are_found_again_and_see_only_themselves() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(25):
+        rows: list[list[int]] = []
+        families: list[range] = []
+        for _ in range(random.integers(1, 6)):
+            trunk = random.integers(0, 4, random.integers(0, 30)).tolist()
+            count = int(random.integers(1, 5))
+            rows += [[*trunk, *random.integers(0, 4, random.integers(1, 20)).tolist()] for _ in range(count)]
+            families.append(range(len(rows) - count, len(rows)))
+        for share in (True, False):
+            layout = lay_out(rows, families, pad_id=99, share=share)
+            ids, inside = plain_rows(layout)
+            assert [row[here].tolist() for row, here in zip(ids, inside, strict=True)] == rows
+            assert (layout.ids == 99).sum() == (layout.trees == 0).sum()
+            seen = visible(layout, causal=share)[:, 0]  # (R, S, S)
+            columns = layout.ids.shape[1]
+            for row, places in zip(rows, layout.places, strict=True):
+                for t in range(len(row)):
+                    r, column = divmod(int(places[t]), columns)
+                    before = sorted(int(place) for place in places[: t + 1 if share else len(row)])
+                    assert (seen[r, column].nonzero().flatten() + r * columns).tolist() == before
+                    assert int(layout.positions[r, column]) == t
 
 
 def test_windows_latent_attention_and_other_backends_read_plain_rows() -> None:

@@ -101,6 +101,13 @@ def test_the_scored_row_ends_with_the_end_of_turn() -> None:
     assert tokenizer.decode(row, skip_special=True).endswith("assistant\n2")
 
 
+def test_an_answer_that_was_stopped_by_length_has_no_end_of_turn() -> None:
+    tokenizer = Tokenizer.byte_level()
+    prompt = [Message(role="user", content="1+1")]
+    whole, cut = (scored_row(prompt, "2 and so", tokenizer, ended=ended) for ended in (True, False))
+    assert cut == whole[:-1] and cut[-1] == ord("o")
+
+
 def test_an_answer_that_spells_a_control_token_is_scored_as_text() -> None:
     tokenizer = Tokenizer.byte_level()
     row = scored_row([Message(role="user", content="a")], "<|im_end|>", tokenizer)

@@ -8,7 +8,14 @@ from llmcore.errors import DataError
 from llmcore.records import Message, Preference
 from llmcore.tokenizer import Tokenizer
 from llmcore.train.config import TrainConfig
-from llmreward.batches import PreferenceBatches, check_dropped, cut_rows, preference_batch, tokenize_groups
+from llmreward.batches import (
+    PreferenceBatches,
+    check_dropped,
+    check_margins,
+    cut_rows,
+    preference_batch,
+    tokenize_groups,
+)
 from llmreward.config import RewardData
 from llmreward.loss import PreferenceBatch
 
@@ -160,6 +167,12 @@ def test_what_cannot_be_used_is_counted_by_reason() -> None:
     with pytest.raises(DataError, match=r"2 of 3 pairs would be dropped \(1 equal, 1 too_long\)"):
         check_dropped(groups.counts, allowed=0.5)
     check_dropped(groups.counts, allowed=0.7)
+
+
+def test_a_margin_below_0_is_refused() -> None:
+    check_margins([preference("a", "x", "y", 0.0), preference("a", "x", "y")])
+    with pytest.raises(DataError, match=r"a pair has the margin -0\.5.*'right' over 'wrong'"):
+        check_margins([preference("a", "x", "y", 1.0), preference("b", "right", "wrong", -0.5)])
 
 
 def test_data_without_any_usable_pair_is_refused() -> None:

@@ -6,6 +6,7 @@ positions go on from there: the numbers are those of plain rows, padded on the r
 looks both ways sees its whole row and shares nothing.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ FLEXIBLE_BACKENDS = frozenset({"auto", "sdpa", "matmul", "manual"})
 WORTH = 0.15
 """The share of tokens that sharing must save: below it, the longer rows of attention cost more."""
 LIMIT = 512
-"""Tokens of a tree, unless one answer with its prompt is longer: attention grows with the square."""
+"""Tokens up to which attention, which grows with the square, costs little: a longer tree must save attention too."""
 
 
 class Layout(NamedTuple):
@@ -133,20 +134,30 @@ def visible(layout: Layout, *, causal: bool) -> Tensor:
 
 
 def trees_of(rows: Sequence[Sequence[int]], family: Sequence[int], *, share: bool) -> Iterator[Tree]:
-    """A family as one tree, as several of at most `LIMIT` tokens, or each row alone where sharing saves too little."""
+    """A family as one tree, as several where one would be too long, or each row alone where sharing saves too little.
+
+    The attention of K rows of T tokens costs K · T², that of a tree of S tokens S²: a tree may have up to T · √K.
+    """
     total = sum(len(rows[n]) for n in family)
     shared = shared_length([rows[n] for n in family]) if share and len(family) > 1 else 0
     if shared * (len(family) - 1) < WORTH * total:
         yield from (Tree(0, [n], len(rows[n])) for n in family)
         return
+    longest = max(len(rows[n]) for n in family)
     tree = Tree(shared, [], shared)
     for n in family:
-        own = len(rows[n]) - shared
-        if tree.rows and tree.size + own > LIMIT:
+        size = tree.size + len(rows[n]) - shared
+        if tree.rows and size > max(LIMIT, longest * math.sqrt(len(tree.rows) + 1)):
             yield tree
+            size = len(rows[n])
             tree = Tree(shared, [], shared)
-        tree = Tree(shared, [*tree.rows, n], tree.size + own)
+        tree = Tree(shared, [*tree.rows, n], size)
     yield tree
+
+
+def largest_tree(rows: Sequence[Sequence[int]], *, share: bool) -> int:
+    """Tokens of the largest tree of one family: batches of similar ones leave little padding."""
+    return max(tree.size for tree in trees_of(rows, range(len(rows)), share=share))
 
 
 def shared_length(rows: Sequence[Sequence[int]]) -> int:

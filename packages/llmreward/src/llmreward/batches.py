@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from llmcore.batching import LengthBuckets
-from llmcore.branches import lay_out, shared_length
+from llmcore.branches import largest_tree, lay_out, shared_length
 from llmcore.errors import DataError
 from llmcore.records import Message, Preference
 from llmcore.scoring import scored_row
@@ -132,6 +132,17 @@ def cut_rows(rows: Sequence[list[int]], *, limit: int, keep_first: bool) -> list
     return [head + tail for tail in tails]
 
 
+def check_margins(records: Sequence[Preference]) -> None:
+    """Refuse a margin that would make the worse answer the better one."""
+    for record in records:
+        if record.margin is not None and record.margin < 0:
+            raise DataError(
+                f"a pair has the margin {record.margin!r}, but a margin says by how much chosen is better: "
+                f"{record.chosen[:40]!r} over {record.rejected[:40]!r}",
+                hint="swap its answers, or remove the margin; llmreward check finds all such rows",
+            )
+
+
 def check_dropped(counts: Mapping[str, int], *, allowed: float) -> None:
     """Refuse data of which nothing, or less than the settings allow, can be used."""
     dropped = {name.removeprefix("dropped_"): n for name, n in counts.items() if name.startswith("dropped_")}
@@ -148,14 +159,14 @@ def check_dropped(counts: Mapping[str, int], *, allowed: float) -> None:
 
 
 class PreferenceBatches:
-    """Batches of prompts of similar length, each prompt once per epoch in an order drawn anew."""
+    """Batches of prompts of similar size, each prompt once per epoch in an order drawn anew."""
 
     def __init__(self, groups: Sequence[Group], *, pad_id: int, share: bool, train: TrainConfig) -> None:
         self.groups = groups
         self.pad_id = pad_id
         self.share = share
         self.train = train
-        lengths = [max(map(len, group.rows)) for group in groups]
+        lengths = [largest_tree(group.rows, share=share) for group in groups]
         self.buckets = LengthBuckets(lengths, batch=train.batch, seed=train.seed)
 
     def steps_from(self, start: int, state: SourceState | None = None) -> Iterator[Sequence[PreferenceBatch]]:  # noqa: ARG002

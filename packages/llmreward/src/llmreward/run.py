@@ -18,7 +18,7 @@ from llmcore.scoring import SCALE_FILE, RewardScale, scale_bytes, scale_of, scor
 from llmcore.tokenizer import Tokenizer
 from llmcore.train.loop import fit
 from llmcore.train.run import Run
-from llmreward.batches import PreferenceBatches, check_dropped, tokenize_groups
+from llmreward.batches import PreferenceBatches, check_dropped, check_margins, tokenize_groups
 from llmreward.config import RewardConfig
 from llmreward.evaluate import Report, evaluate_groups
 from llmreward.loss import reward_loss
@@ -47,6 +47,7 @@ def run(config: RewardConfig, out: Path, *, resume: str = "auto", json: bool = F
     if config.token_share and not looks_back(model):
         raise ConfigError("token_share needs a model that looks back only, not an encoder", hint="set token_share=0")
     train, valid = (load_preferences(data, split) for split in ("train", "valid"))
+    check_margins(train.records)
     groups = tokenize_groups(train.records, tokenizer, data=config.data, context=context)
     held_out = tokenize_groups(valid.records, tokenizer, data=config.data, context=context)
     counts = {**groups.counts, **train.unusable}

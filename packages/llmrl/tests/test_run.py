@@ -191,6 +191,25 @@ def test_a_critic_that_does_not_fit_is_refused(inputs: list[str], tmp_path: Path
     assert read_manifest(tmp_path / "out").parents["critic"].id == read_manifest(reward).id
 
 
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_adapters_take_the_policy_below_them_as_the_reference(name: str, inputs: list[str], tmp_path: Path) -> None:
+    """The same policy as a reference of its own gives the same figures, and the policy is left as it is."""
+    stage, settings_class, settings = ALGORITHMS[name]
+    settings = [*inputs, *settings, "lora.rank=2", "lora.dropout=0.5"]
+    below = stage(load_config(settings_class, settings), tmp_path / "below", quiet=True)  # type: ignore[operator]
+    apart = [*settings, f"inputs.reference={tmp_path / 'policy'}"]
+    stage(load_config(settings_class, apart), tmp_path / "apart", quiet=True)  # type: ignore[operator]
+    assert below.kind == "adapter" and set(below.files) == {"adapter.json", "adapter.safetensors"}
+    figures = [read_metrics(tmp_path / run / "run/metrics.jsonl") for run in ("below", "apart")]
+    for ours, theirs in zip(*figures, strict=True):
+        assert ours["objective/kl"] == pytest.approx(theirs["objective/kl"], abs=1e-5)
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+    assert abs(figures[0][0]["objective/kl"]) < 1e-5 < abs(figures[0][-1]["objective/kl"])
+    model, base = (load_checkpoint(tmp_path / run).model for run in ("below", "policy"))
+    moved = [not torch.equal(a, b) for a, b in zip(model.parameters(), base.parameters(), strict=True)]
+    assert any(moved) and not all(moved)
+
+
 def test_k1_in_the_loss_is_refused_because_it_does_nothing() -> None:
     with pytest.raises(ConfigError, match="kl_in_reward"):
         load_config(GRPOConfig, ["grpo.kl_estimator=k1"])

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from llmcore.config import Config
+from llmcore.lora import OptionalAdapter
 from llmcore.train.config import TrainConfig
 from llmcore.train.optim import AdamW
 from llmcore.train.schedule import Linear
@@ -151,6 +152,9 @@ class RLConfig(Config):
     """What the run is made from; each has an option of the same name."""
     rollout: RolloutConfig = RolloutConfig()
     """How completions are sampled."""
+    lora: OptionalAdapter = None
+    """Train adapters beside frozen weights (`lora.rank=8`); none: train all weights. The policy without its adapters is
+    then the reference, and the output is an adapter, which every command takes in place of a policy."""
     rewards: dict[str, AnyReward] = {}
     """Rules with settings of their own, by the name that `inputs.reward` uses: [rewards.short] kind = "length"."""
 

@@ -27,7 +27,7 @@ from llmrl.advantages import group_advantages
 from llmrl.best_of import best_of, best_of_divergence, pass_rates
 from llmrl.rewards.names import build_rewards
 from llmrl.rewards.sums import Rewards
-from llmrl.rollout import Prompts, Rollout, complete, number_or_none, score_rows
+from llmrl.rollout import Prompts, Rollout, complete, number_or_none, reference_logprobs, score_rows
 
 
 class Answers(NamedTuple):
@@ -79,8 +79,8 @@ def answer(
 
 def divergence(model: Transformer, reference: Transformer, rollout: Rollout, *, temperature: float) -> Tensor:
     """(B,) log policy/reference of each completion: on samples of the policy its mean is KL(policy‖reference)."""
-    reference.activation_dtype = model.activation_dtype
-    policy, other = (score_rows(m, rollout, temperature=temperature) for m in (model, reference))
+    policy = score_rows(model, rollout, temperature=temperature)
+    other = reference_logprobs(model, reference, rollout, temperature=temperature)
     return torch.where(rollout.mask[:, 1:], policy - other, 0.0).sum(1).cpu()
 
 

@@ -30,7 +30,7 @@ from llmrl.config import GRPOConfig, GRPOSettings
 from llmrl.experience import Experience
 from llmrl.metrics import clip_metrics, group_metrics, kl_metrics, masked_sum
 from llmrl.rewards.sums import Rewards, Scores, check_scorable
-from llmrl.rollout import Prompts, Rollout, SampleLog, join, sample_rollout, score_rows
+from llmrl.rollout import Prompts, Rollout, SampleLog, join, reference_logprobs, sample_rollout, score_rows
 from llmrl.states import sampled_logprobs
 
 
@@ -144,8 +144,8 @@ class GRPO:
         if self.settings.num_iterations > 1 or self.settings.kl_in_reward:
             old = score_rows(policy, rollout, temperature=temperature, ranks=self.ranks)
         if self.reference is not None:
-            self.reference.activation_dtype = policy.activation_dtype
-            reference = score_rows(self.reference, rollout, temperature=temperature, ranks=self.ranks)
+            other = policy if self.reference is self.policy else self.reference
+            reference = reference_logprobs(policy, other, rollout, temperature=temperature, ranks=self.ranks)
         return old, reference
 
     def compare(self, rewards: Tensor) -> GroupAdvantages:

@@ -40,8 +40,8 @@ from llmrl.rollout import (
     SampleLog,
     length_metrics,
     pieces,
+    reference_logprobs,
     sample_rollout,
-    score_rows,
 )
 from llmrl.states import logprobs_of_states, sampled_states, spread
 
@@ -160,8 +160,8 @@ class PPO:
         with torch.no_grad():
             for p in pieces(self.ranks.share(count), SCORING_ROWS):
                 found.append(actor(rollout.ids[p], rollout.mask[p], temperature=temperature))
-        self.reference.activation_dtype = actor.policy.activation_dtype
-        reference = score_rows(self.reference, rollout, temperature=temperature, ranks=self.ranks)
+        other = actor.policy if self.reference is self.actor.policy else self.reference
+        reference = reference_logprobs(actor.policy, other, rollout, temperature=temperature, ranks=self.ranks)
         joined = (self.ranks.join_rows(torch.cat(tensors), count) for tensors in zip(*found, strict=True))
         return Judged(*joined), reference
 

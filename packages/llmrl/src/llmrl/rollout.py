@@ -19,6 +19,7 @@ from llmcore.errors import DataError
 from llmcore.generate.engine import generate
 from llmcore.generate.noise import sequence_seeds
 from llmcore.generate.sampling import Sampling
+from llmcore.model.adapters import adapters_off
 from llmcore.model.transformer import Transformer
 from llmcore.records import Prompt
 from llmcore.tokenizer import Tokenizer
@@ -190,6 +191,17 @@ def score_rows(
 def pieces(share: slice, rows: int) -> list[slice]:
     """A run of rows in pieces of at most so many."""
     return [slice(start, min(start + rows, share.stop)) for start in range(share.start, share.stop, rows)]
+
+
+def reference_logprobs(
+    policy: Transformer, reference: Transformer, rollout: Rollout, *, temperature: float, ranks: Ranks = ALONE
+) -> Tensor:
+    """(B, T-1) by the reference: a model of its own, or the policy itself, which then means without its adapters."""
+    if reference is policy:
+        with adapters_off(policy):
+            return score_rows(policy, rollout, temperature=temperature, ranks=ranks)
+    reference.activation_dtype = policy.activation_dtype
+    return score_rows(reference, rollout, temperature=temperature, ranks=ranks)
 
 
 def switch_dropout_off(model: Transformer) -> None:

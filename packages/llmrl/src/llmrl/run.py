@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
 
+import torch
 from torch import nn
 
 from llmcore.checkpoint import Checkpoint, load_checkpoint
 from llmcore.command import builtin_data, required
 from llmcore.errors import ConfigError
 from llmcore.manifest import Manifest, read_manifest
+from llmcore.model.adapters import add_adapters
 from llmcore.model.transformer import Transformer
 from llmcore.records import Prompt, load_records
 from llmcore.scoring import Scorer, load_scorer
@@ -31,8 +33,11 @@ from llmrl.rollout import Prompts, SampleLog, switch_dropout_off
 class Start(NamedTuple):
     """What both algorithms begin with."""
 
+    folder: Path
+    """Of the policy."""
     policy: Checkpoint
     reference: Transformer | None
+    """None where nothing is compared with it; the policy itself where that is to be taken without its adapters."""
     prompts: Prompts
     held_out: Prompts | None
     rewards: Rewards
@@ -45,6 +50,7 @@ def grpo(config: GRPOConfig, out: Path, *, resume: str = "auto", json: bool = Fa
     start = prepare(config, config.train.device, config.train.dtype, reference=config.grpo.beta > 0)
     job = open_run(config, out, "llmrl grpo", start, resume=resume, json=json, quiet=quiet)
     log = sample_log(job, config, every=config.train.log_every, updates=config.grpo.num_iterations)
+    adapt(start.policy.model, config)
     algorithm = GRPO(
         start.policy.model,
         prompts=start.prompts,
@@ -64,7 +70,7 @@ def grpo(config: GRPOConfig, out: Path, *, resume: str = "auto", json: bool = Fa
     )
     evaluate = evaluation(config, start, lambda model: cast(Transformer, model))
     fit(start.policy.model, source, algorithm.loss, config.train, job, evaluate=evaluate)
-    return job.finish(start.policy.model, counts=start.prompts.counts)
+    return job.finish(start.policy.model, counts=start.prompts.counts, base=("policy", start.folder))
 
 
 def ppo(config: PPOConfig, out: Path, *, resume: str = "auto", json: bool = False, quiet: bool = False) -> Manifest:
@@ -72,7 +78,9 @@ def ppo(config: PPOConfig, out: Path, *, resume: str = "auto", json: bool = Fals
     start = with_critic(prepare(config, config.train.device, config.train.dtype, reference=True), config)
     assert start.reference is not None
     job = open_run(config, out, "llmrl ppo", start, resume=resume, json=json, quiet=quiet)
-    actor = ActorCritic(start.policy.model, config.ppo.critic.build(start.policy.model, start.critic))
+    critic = config.ppo.critic.build(start.policy.model, start.critic)
+    adapt(start.policy.model, config)
+    actor = ActorCritic(start.policy.model, critic)
     updates = config.ppo.num_ppo_epochs * config.ppo.num_mini_batches
     log = sample_log(job, config, every=config.train.log_every, updates=updates)
     algorithm = PPO(
@@ -96,7 +104,7 @@ def ppo(config: PPOConfig, out: Path, *, resume: str = "auto", json: bool = Fals
     evaluate = evaluation(config, start, lambda model: cast(ActorCritic, model).policy)
     train = config.train.model_copy(update={"optimizer": config.ppo.critic.optimizer(config.train.optimizer)})
     fit(actor, source, algorithm.loss, train, job, evaluate=evaluate)
-    return job.finish(actor.policy, counts=start.prompts.counts)
+    return job.finish(actor.policy, counts=start.prompts.counts, base=("policy", start.folder))
 
 
 def prepare(config: RLConfig, device: str, dtype: str, *, reference: bool) -> Start:
@@ -119,15 +127,11 @@ def prepare(config: RLConfig, device: str, dtype: str, *, reference: bool) -> St
         )
     parents = {"policy": policy.manifest}
     other: Transformer | None = None
-    if reference:
-        other_folder = Path(config.inputs.reference) if config.inputs.reference else folder
-        loaded = load_checkpoint(other_folder, expect="policy")
-        check_same_tokenizer(other_folder, loaded.tokenizer, policy.tokenizer)
-        if config.inputs.reference:
-            parents["reference"] = loaded.manifest
-        other = loaded.model.to(placement.device)
-        switch_dropout_off(other)
-        other.requires_grad_(False)
+    if reference and config.lora is not None and not config.inputs.reference:
+        other = policy.model  # the policy below its adapters
+    elif reference:
+        other, manifest = load_reference(config, folder, policy, placement.device)
+        parents |= {"reference": manifest} if config.inputs.reference else {}
     rewards = build_rewards(
         config.inputs.reward,
         tokenizer=policy.tokenizer,
@@ -139,7 +143,27 @@ def prepare(config: RLConfig, device: str, dtype: str, *, reference: bool) -> St
     records, prompts_manifest = load_records(prompts_path, Prompt, "train")
     prompts = Prompts(records, policy.tokenizer, longest=longest, max_dropped=config.rollout.max_dropped)
     held_out = load_held_out(prompts_path, policy, longest=longest) if config.rollout.eval_prompts else None
-    return Start(policy, other, prompts, held_out, rewards, {**parents, **rewards.parents, "prompts": prompts_manifest})
+    return Start(
+        folder, policy, other, prompts, held_out, rewards, {**parents, **rewards.parents, "prompts": prompts_manifest}
+    )
+
+
+def load_reference(
+    config: RLConfig, folder: Path, policy: Checkpoint, device: torch.device
+) -> tuple[Transformer, Manifest]:
+    """The policy to which the KL is taken, frozen: the one that is named, or a second copy of the policy."""
+    other = Path(config.inputs.reference) if config.inputs.reference else folder
+    loaded = load_checkpoint(other, expect="policy")
+    check_same_tokenizer(other, loaded.tokenizer, policy.tokenizer)
+    switch_dropout_off(loaded.model)
+    return loaded.model.to(device).requires_grad_(False), loaded.manifest
+
+
+def adapt(policy: Transformer, config: GRPOConfig | PPOConfig) -> None:
+    """Give the policy its adapters, if it is to have any; as everywhere here, without dropout."""
+    if config.lora is not None:
+        add_adapters(policy, config.lora, seed=config.train.seed)
+        switch_dropout_off(policy)
 
 
 def with_critic(start: Start, config: PPOConfig) -> Start:

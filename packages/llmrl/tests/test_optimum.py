@@ -3,6 +3,8 @@
 Base: uniform over 8 letters, T = 8 letters, reward = the fraction of one letter. With beta = 0.05 and the KL (k1) in
 the reward, π* ∝ ref·exp(R/beta) says that letter with p* = w/(w+7), w = exp(1/(T·beta)): 0.635, at a KL of 5.71 nats.
 GRPO with k3 in the loss has another optimum: c/T + beta/(8p) - 7·beta/(8(1-p)) = 0, c = (G-1)/G: 0.655 for G = 16.
+With k2 in the loss, whose gradient is that of KL(π‖ref), it is the first again, of a reward smaller by c:
+c/T = beta·log(7p/(1-p)), 0.598.
 
 With an end: π*(length) ∝ ref(length)·exp(R(length)/beta), which a wrong mask of the stop token misses.
 """
@@ -88,7 +90,7 @@ def trained(
         fit(policy, source, algorithm.loss, settings.train, Run(out, made_by="test", config=settings, quiet=True))
     else:
         assert isinstance(settings, PPOConfig)
-        actor = ActorCritic(policy)
+        actor = ActorCritic(policy, settings.ppo.critic.build(policy, None))
         maker = PPO(actor, reference=base, prompts=prompts, rewards=rewards, tokenizer=TOKENIZER, config=settings)
         source = Experiences(maker, seed=settings.train.seed, epochs=settings.ppo.num_ppo_epochs)
         fit(actor, source, maker.loss, settings.train, Run(out, made_by="test", config=settings, quiet=True))
@@ -115,14 +117,25 @@ def k3_optimum() -> float:
     return low
 
 
+def k2_optimum() -> float:
+    w = math.exp((G - 1) / G / (LENGTH * BETA))
+    return w / (w + 7)
+
+
 def test_the_closed_forms_are_those_of_the_specification() -> None:
     assert k1_optimum() == pytest.approx(0.635, abs=5e-4)
     assert letter_kl(k1_optimum()) == pytest.approx(5.71, abs=5e-3)
     assert k3_optimum() == pytest.approx(0.655, abs=5e-4)
+    assert k2_optimum() == pytest.approx(0.598, abs=5e-4)
 
 
 CASES = {
     "ppo": (PPOConfig, [*PPO_SETTINGS, "train.steps=600", f"ppo.kl_coef={BETA}"], k1_optimum),
+    "ppo-separate-critic": (
+        PPOConfig,
+        [*PPO_SETTINGS, "train.steps=600", f"ppo.kl_coef={BETA}", "ppo.critic.kind=separate", "ppo.vf_coef=1"],
+        k1_optimum,
+    ),
     "grpo-k1-in-reward": (
         GRPOConfig,
         [*GRPO_SETTINGS, "train.steps=300", f"grpo.num_generations={G}", f"grpo.beta={BETA}", "grpo.kl_in_reward=true"],
@@ -132,6 +145,17 @@ CASES = {
         GRPOConfig,
         [*GRPO_SETTINGS, "train.steps=300", f"grpo.num_generations={G}", f"grpo.beta={BETA}"],
         k3_optimum,
+    ),
+    "grpo-k2-in-loss": (
+        GRPOConfig,
+        [
+            *GRPO_SETTINGS,
+            "train.steps=300",
+            f"grpo.num_generations={G}",
+            f"grpo.beta={BETA}",
+            "grpo.kl_estimator=k2",
+        ],
+        k2_optimum,
     ),
 }
 

@@ -22,7 +22,7 @@ from llmcore.storage import sha256_file
 from llmcore.tokenizer import SpecialTokens, Tokenizer
 from llmcore.train.metrics import read_metrics
 from llmrl.config import GRPOConfig, PPOConfig
-from llmrl.evaluate import evaluate_checkpoints, report_lines, show_rollout
+from llmrl.evaluate import evaluate_checkpoints, report_lines, rollout_lines, show_rollout
 from llmrl.run import grpo, ppo
 
 TOKENIZER = Tokenizer.byte_level()
@@ -117,6 +117,20 @@ def test_a_run_stopped_at_any_step_ends_in_the_same_model(name: str, inputs: lis
     assert samples[0] == samples[1] and len(samples[0].splitlines()) >= 4
 
 
+@pytest.mark.parametrize("name", ["grpo-iterations", "ppo"])
+def test_the_same_seed_gives_the_same_curve_and_another_seed_another(
+    name: str, inputs: list[str], tmp_path: Path
+) -> None:
+    stage, settings_class, settings = ALGORITHMS[name]
+    curves = []
+    for number, seed in enumerate((0, 0, 1)):
+        config = load_config(settings_class, [*inputs, *settings, "train.steps=4", f"train.seed={seed}"])
+        stage(config, tmp_path / str(number), quiet=True)  # type: ignore[operator]
+        rows = read_metrics(tmp_path / str(number) / "run/metrics.jsonl")
+        curves.append([(row["loss"], row["grad_norm"], row["completions/mean_length"]) for row in rows])
+    assert curves[0] == curves[1] != curves[2]
+
+
 def test_the_first_step_starts_at_the_reference(inputs: list[str], tmp_path: Path) -> None:
     for stage, settings_class, settings in (ALGORITHMS["grpo-iterations"], ALGORITHMS["ppo"]):
         out = tmp_path / settings_class.__name__
@@ -126,6 +140,7 @@ def test_the_first_step_starts_at_the_reference(inputs: list[str], tmp_path: Pat
         assert first.get("ratio/mean", first.get("val/ratio")) == pytest.approx(1, abs=1e-4)
         assert first.get("clip_ratio/region_mean", first.get("policy/clipfrac_avg")) == 0
         assert first["grad_norm"] > 0
+        assert first.get("ratio/max_gap", first.get("val/ratio_max_gap")) < 1e-4
         assert 0 <= first["completions/clipped_ratio"] <= 1 and first["rewards/short/mean"] == first["reward"]
 
 
@@ -244,6 +259,8 @@ def test_a_rollout_can_be_looked_at(inputs: list[str], tmp_path: Path) -> None:
         tmp_path / "policy", record, reward="length", samples=5, temperature=1.0, max_new_tokens=6, seed=0
     )
     assert len(rows) == 5
+    lines = rollout_lines([{**row, "rewards": {"a": 1.0, "b": None}} for row in rows])
+    assert len(lines) == 5 and all("  a 1.0  b None" in line and " A " in line for line in lines)
     assert sum(float(row["advantage"]) for row in rows) == pytest.approx(0, abs=1e-4)  # type: ignore[arg-type]
 
 

@@ -163,7 +163,7 @@ def rollout(
 ) -> None:
     """One prompt, some completions, each term of the reward, and the advantage GRPO would give them."""
     from llmcore.records import Message, Prompt
-    from llmrl.evaluate import held_out_prompt, show_rollout
+    from llmrl.evaluate import held_out_prompt, rollout_lines, show_rollout
 
     if prompt is not None:
         record = Prompt(prompt=(Message(role="user", content=prompt),), answer=answer)
@@ -182,9 +182,7 @@ def rollout(
     if json:
         print(json_library.dumps(rows))
         return
-    print(record.prompt[-1].content)
-    for row in rows:
-        print(f"  {row['reward']!s:>9}  A {row['advantage']:+.2f}  {row['completion']!r}")
+    print("\n".join([record.prompt[-1].content, *rollout_lines(rows)]))
 
 
 def grpo_settings() -> type[Config]:

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import JsonValue
@@ -270,6 +270,16 @@ def show_rollout(
         }
         for i, text in enumerate(found.texts)
     ]
+
+
+def rollout_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The same for a terminal: reward, advantage, every term if there are several, tokens, and the text."""
+    lines = []
+    for row in rows:
+        terms = "".join(f"  {name} {value}" for name, value in row["rewards"].items() if len(row["rewards"]) > 1)
+        tokens = f"{row['tokens']:>4}{' ' if row['stopped'] else '…'}"
+        lines.append(f"  {row['reward']!s:>9}  A {row['advantage']:+.2f}{terms}  {tokens} {row['completion']!r}")
+    return lines
 
 
 def check_same_tokenizer(folder: Path, tokenizer: Tokenizer, wanted: Tokenizer) -> None:

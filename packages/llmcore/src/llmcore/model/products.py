@@ -14,6 +14,9 @@ from torch import Tensor
 ONEDNN_FROM_ROWS = 3
 
 
+ROWS = torch.contiguous_format
+
+
 class Product:
     """A projection for few rows: (N, inputs) -> (N, outputs).
 
@@ -25,7 +28,8 @@ class Product:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """`weight` (outputs, inputs) in the dtype of the activations, not copied where it is already stored so."""
-        self.matrix = weight.detach().mT.contiguous()
+        turned = weight.detach().mT
+        self.matrix = turned if turned.is_contiguous() else torch.empty_like(turned, memory_format=ROWS).copy_(turned)
         self.bias = None if bias is None else bias.detach().to(weight.dtype)
 
     def __call__(self, x: Tensor, onto: Tensor | None = None) -> Tensor:

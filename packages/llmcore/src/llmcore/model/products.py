@@ -43,8 +43,8 @@ class Product:
 class FloatProducts:
     """While inside, products of float32 matrices go to MKL instead of oneDNN.
 
-    It sets PyTorch's matmul precision and puts it back: two assignments. A compiled step has no such calls in it; it
-    is run as a whole inside one of these.
+    It sets PyTorch's matmul precision, which all threads of a process share, and puts it back: two assignments. A
+    compiled step has none of these in it; it is run as a whole inside one.
     """
 
     __slots__ = ("before",)

@@ -42,8 +42,8 @@ class OffersAttention(Protocol):
 class Step:
     """(B,) tokens -> (B, V) float32 scores of what follows them; the tokens are added to the cache.
 
-    The matrices of the parts that offer a step are copies, and stay as the model had them when it was made. `compiled` runs the blocks
-    through torch.compile, which takes its time at the first token and again where shapes change.
+    The matrices of the parts that offer a step are copies, and stay as the model had them when it was made. `compiled`
+    runs the blocks through torch.compile, which takes its time at the first token and again where shapes change.
     """
 
     def __init__(self, model: Transformer, *, compiled: bool = False) -> None:

@@ -1,4 +1,5 @@
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from llmcore.errors import ArtifactError, ExtensionError
 from llmcore.manifest import (
     Manifest,
     check_needs,
+    command_line,
     describe_file,
     family,
     harmless,
@@ -129,3 +131,7 @@ def test_commands_hold_no_absolute_path_and_no_secret(monkeypatch: pytest.Monkey
     assert harmless("--out=/elsewhere/b") == "--out=b"
     assert harmless("literal + 0.5*/elsewhere/b + 1/3") == "literal + 0.5*b + 1/3"
     assert harmless("HF_TOKEN=abc") == "HF_TOKEN=…"
+    words = ["llmcore", "push", "--token", "abc", "--api-key", "def", "--tokens", "5", "--password=ghi"]
+    monkeypatch.setattr("sys.argv", words)
+    hidden = ["llmcore", "push", "--token", "…", "--api-key", "…", "--tokens", "5", "--password=…"]
+    assert shlex.split(command_line()) == hidden

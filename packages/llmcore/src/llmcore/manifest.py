@@ -18,6 +18,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -260,12 +261,14 @@ def plain_config(config: Config | Mapping[str, Any]) -> dict[str, JsonValue]:
 
 
 SECRET_WORDS = ("token=", "key=", "password=", "secret=")
+SECRET_OPTION = re.compile(r"--?([a-z]+[-_])*(token|key|password|secret)", re.IGNORECASE)
 
 
 def command_line() -> str:
     """The command as typed, absolute paths made relative or shortened to their names, secrets removed."""
     words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    return shlex.join(harmless(word) for word in words)
+    hidden = ["…" if SECRET_OPTION.fullmatch(before) else word for before, word in pairwise(["", *words])]
+    return shlex.join(harmless(word) for word in hidden)
 
 
 ABSOLUTE_PATH = re.compile(r"(?<![\w./~])/[^\s*+'\"]+")

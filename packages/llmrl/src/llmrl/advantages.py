@@ -62,7 +62,9 @@ def generalized_advantages(
 
     delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}; V after the last token is 0, also when
     the completion was cut. Slots outside the mask are skipped without decay. Returns are A + V, before any whitening.
+    In float64 on the CPU, wherever the values are: thousands of tiny steps, and not every device has float64.
     """
+    device, mask, rewards, values = values.device, mask.cpu(), rewards.cpu(), values.cpu()
     rewards = torch.where(mask, rewards, 0.0).double()
     values = torch.where(mask, values, 0.0).double()
     advantages = torch.zeros_like(rewards)
@@ -75,7 +77,7 @@ def generalized_advantages(
         advantages[:, t] = torch.where(here, advantage, 0.0)
         next_advantage = torch.where(here, advantage, next_advantage)
         next_value = torch.where(here, values[:, t], next_value)
-    return advantages.float(), (advantages + values).float()
+    return advantages.float().to(device), (advantages + values).float().to(device)
 
 
 def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
@@ -83,14 +85,14 @@ def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
 
     With fewer than two tokens there is no variance, and only the mean is taken off. `shift_mean=False` keeps the mean.
     """
-    chosen = values[mask].double()
+    chosen = values[mask].cpu().double()
     if chosen.numel() == 0:
         return torch.zeros_like(values)
     mean = chosen.mean()
     scale = (chosen.var() + WHITEN_EPSILON).sqrt() if chosen.numel() > 1 else chosen.new_ones(())
-    centred = (torch.where(mask, values, 0.0).double() - mean) / scale
-    result = centred if shift_mean else centred + mean
-    return torch.where(mask, result, 0.0).to(values.dtype)
+    centred = (torch.where(mask, values, 0.0).cpu().double() - mean) / scale
+    result = (centred if shift_mean else centred + mean).to(values.dtype).to(values.device)
+    return torch.where(mask, result, 0.0)
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, *, kl_coef: float) -> Tensor:

@@ -70,6 +70,6 @@ def critic_metrics(values: Tensor, returns: Tensor, advantages: Tensor, mask: Te
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     """1 - Var(R - V) / Var(R): 1 for a perfect value function, 0 for a constant one."""
-    wanted, error = returns[mask].double(), (returns - values)[mask].double()
+    wanted, error = returns[mask].cpu().double(), (returns - values)[mask].cpu().double()
     spread = float(wanted.var()) if len(wanted) > 1 else 0.0
     return 1 - float(error.var()) / spread if spread > 0 else 0.0

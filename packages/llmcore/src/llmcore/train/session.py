@@ -351,14 +351,14 @@ class Session(Generic[M]):
         if self.saved_step != self.step:
             self.save(optimizer, source_state())
         self.run.note(self.progress, self.metrics.last, peak=peak_bytes(self.device))
+        if self.step == self.config.steps and self.config.artifact == "best":
+            self.take_best()
         if self.step < self.config.steps:
             self.run.view.pause()
             self.run.view.say(
                 f"stopped at step {self.step} of {self.config.steps}: give the same command again to go on"
             )
             raise Stopped(self.stop_code)
-        if self.config.artifact == "best":
-            self.take_best()
 
     def take_best(self) -> None:
         """Give the model the weights of the best checkpoint that is there."""

@@ -1,5 +1,6 @@
 """Curves of runs: in the terminal as dots, and as an SVG file."""
 
+import itertools
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
@@ -60,7 +61,7 @@ def text_chart(points: Points, *, width: int = 60, height: int = 10) -> str:
     steps, values = [x for x, _ in points], [y for _, y in points]
     low, high, first, last = min(values), max(values), min(steps), max(steps)
     cells = [[0] * width for _ in range(height)]
-    for x, y in points:
+    for x, y in joined(points, 2 * width):
         column = round((x - first) / ((last - first) or 1) * (2 * width - 1))
         row = round((high - y) / ((high - low) or 1) * (4 * height - 1))
         cells[row // 4][column // 2] |= DOTS[column % 2][row % 4]
@@ -71,3 +72,12 @@ def text_chart(points: Points, *, width: int = 60, height: int = 10) -> str:
         for label, row in zip(labels, cells, strict=True)
     ]
     return "\n".join([*rows, f"{'':>{margin}}  {first:<{width // 2}}{last:>{width - width // 2}}"])
+
+
+def joined(points: Points, count: int) -> Points:
+    """The points, with enough between each two of them that a line of `count` dots has no gaps."""
+    found = [points[0]]
+    for (x1, y1), (x2, y2) in itertools.pairwise(points):
+        parts = max(1, round(2 * count * (x2 - x1) / ((points[-1][0] - points[0][0]) or 1)))
+        found += [(x1 + (x2 - x1) * part / parts, y1 + (y2 - y1) * part / parts) for part in range(1, parts + 1)]
+    return found

@@ -274,7 +274,7 @@ class Session(Generic[M]):
             for watcher in self.watchers:
                 watcher.texts(self.step, pairs)
             for prompt, text in pairs:
-                self.run.view.say(f"step {self.step} says: {prompt}│{text}")
+                self.run.view.say(f"step {self.step} says: {one_line(prompt)}│{one_line(text)}")
 
     def end_profile(self) -> None:
         """Write the trace of steps that ended early."""
@@ -383,6 +383,11 @@ def weights_and_gradients(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]
         yield f"weights/{name}", local_part(weight)
         if weight.grad is not None:
             yield f"gradients/{name}", local_part(weight.grad)
+
+
+def one_line(text: str) -> str:
+    """A text on one line of the screen."""
+    return text.replace("\n", "⏎")
 
 
 def due(step: int, every: int, config: TrainConfig) -> bool:

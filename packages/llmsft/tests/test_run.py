@@ -140,3 +140,13 @@ def test_a_reference_is_a_parent_and_one_that_nothing_asks_is_refused(base: Path
     assert fine_tune(base, data, tmp_path / "out", *settings).parents["reference"].kind == "policy"
     with pytest.raises(ConfigError, match="nothing asks it"):
         fine_tune(base, data, tmp_path / "other", settings[1])
+
+
+def test_a_context_that_no_row_length_divides_is_filled_to_its_last_token(data: Path, tmp_path: Path) -> None:
+    model = ModelConfig(vocab_size=260, width=16, depth=1, context=43).build(seed=0)
+    (tmp_path / "base").mkdir()
+    files = save_model(tmp_path / "base", model, Tokenizer.byte_level())
+    write_manifest(tmp_path / "base", kind="policy", made_by="test", config={}, files=files)
+    for settings in (["data.packing=true"], ["curriculum.by=loss"]):
+        manifest = fine_tune(tmp_path / "base", data, tmp_path / settings[0], *settings)
+        assert manifest.counts["truncated: an answer was cut"] > 0

@@ -48,10 +48,13 @@ class LengthBuckets:
         return [batches[i] for i in random.permutation(len(batches))]
 
 
-def pad_rows(rows: Sequence[Sequence[int]], *, value: int, multiple: int = MULTIPLE) -> Tensor:
-    """Rows of ids, right-padded with `value` to one length that `multiple` divides, (B, T)."""
+def pad_rows(
+    rows: Sequence[Sequence[int]], *, value: int, multiple: int = MULTIPLE, limit: int | None = None
+) -> Tensor:
+    """Rows of ids, right-padded with `value` to one length that `multiple` divides, or to `limit`, (B, T)."""
     longest = max(len(row) for row in rows)
-    padded = np.full((len(rows), -(-longest // multiple) * multiple), value, dtype=np.int64)
+    width = -(-longest // multiple) * multiple
+    padded = np.full((len(rows), width if limit is None else max(longest, min(width, limit))), value, dtype=np.int64)
     for number, row in enumerate(rows):
         padded[number, : len(row)] = row
     return torch.from_numpy(padded)

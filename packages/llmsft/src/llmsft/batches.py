@@ -64,9 +64,9 @@ class ChatBatches:
         train: TrainConfig,
         order: Order | None = None,
         pair_cost: float | None = None,
-        max_length: int = 0,
+        max_length: int,
     ) -> None:
-        """`order` is shuffled epochs if it is absent; with a `pair_cost` rows are packed, up to `max_length`."""
+        """`order` is shuffled epochs if it is absent; with a `pair_cost` rows are packed; none passes `max_length`."""
         self.rows, self.pad_id, self.train = rows, pad_id, train
         self.pair_cost, self.max_length = pair_cost, max_length
         self.order = order or epochs(rows, train, sort=pair_cost is None)
@@ -86,7 +86,7 @@ class ChatBatches:
     def batch(self, rows: Sequence[Rendered]) -> ChatBatch:
         """Some rows, as they are trained on."""
         if self.pair_cost is None:
-            return padded_batch(rows, self.pad_id)
+            return padded_batch(rows, self.pad_id, limit=self.max_length)
         packed = pack([len(row.ids) for row in rows], limit=self.max_length, pair_cost=self.pair_cost)
         tensors = packed_tensors(rows, packed, pad_id=self.pad_id)
         return ChatBatch(tensors.ids, tensors.mask, tensors.documents, tensors.lengths)
@@ -170,16 +170,16 @@ def last_answer(row: Rendered) -> Rendered:
     return row._replace(mask=[trained and place >= first for place, trained in enumerate(row.mask)])
 
 
-def padded_batch(rows: Sequence[Rendered], pad_id: int) -> ChatBatch:
+def padded_batch(rows: Sequence[Rendered], pad_id: int, *, limit: int) -> ChatBatch:
     """Rows as one right-padded batch."""
-    plain = chat_batch(rows, pad_id)
+    plain = chat_batch(rows, pad_id, limit=limit)
     lengths = torch.tensor([len(row.ids) for row in rows]).unsqueeze(1).expand(plain.ids.shape)
     return ChatBatch(plain.ids, plain.mask, None, lengths)
 
 
-def chat_batch(rows: Sequence[Rendered], pad_id: int) -> Batch:
-    """Rendered rows as one right-padded batch, ids and mask (B, T)."""
-    ids = pad_rows([row.ids for row in rows], value=pad_id)
-    mask = pad_rows([row.mask for row in rows], value=0).to(torch.bool)
+def chat_batch(rows: Sequence[Rendered], pad_id: int, *, limit: int | None = None) -> Batch:
+    """Rendered rows as one right-padded batch, ids and mask (B, T), no longer than `limit`."""
+    ids = pad_rows([row.ids for row in rows], value=pad_id, limit=limit)
+    mask = pad_rows([row.mask for row in rows], value=0, limit=limit).to(torch.bool)
     mask[:, 0] = False
     return Batch(ids=ids, mask=mask)

@@ -43,7 +43,8 @@ def chat_loss(model: Transformer, chats: Sequence[Chat], tokenizer: Tokenizer) -
     nats, tokens = 0.0, 0
     with torch.inference_mode():
         for i in range(0, len(rows), ROWS):
-            loss = next_token_loss(model, chat_batch(rows[i : i + ROWS], tokenizer.pad_id).to(device))
+            batch = chat_batch(rows[i : i + ROWS], tokenizer.pad_id, limit=model.config.context)
+            loss = next_token_loss(model, batch.to(device))
             nats, tokens = nats + float(loss.total), tokens + loss.count
     return nats / tokens
 

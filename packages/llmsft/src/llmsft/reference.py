@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from llmcore.batching import pad_rows
 from llmcore.chat import Rendered
 from llmcore.losses import token_logprobs
 from llmcore.model.transformer import Transformer
 from llmcore.storage import read_regular, write_durably
+from llmsft.batches import chat_batch
 from llmsft.curriculum import Scores
 
 NAME = "difficulty.json"
@@ -48,8 +48,8 @@ def row_losses(model: Transformer, rows: Sequence[Rendered], *, pad_id: int) -> 
     device = next(model.parameters()).device
     for start in range(0, len(order), ROWS):
         numbers = order[start : start + ROWS]
-        ids = pad_rows([rows[i].ids for i in numbers], value=pad_id).to(device)
-        mask = pad_rows([rows[i].mask for i in numbers], value=0)[:, 1:].to(device)
-        logprobs = token_logprobs(model, ids)
+        batch = chat_batch([rows[i] for i in numbers], pad_id, limit=model.config.context).to(device)
+        mask = batch.mask[:, 1:]
+        logprobs = token_logprobs(model, batch.ids)
         losses[numbers] = (-(logprobs * mask).sum(1) / mask.sum(1)).double().cpu().numpy()
     return losses

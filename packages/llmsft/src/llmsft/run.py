@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from llmcore.chat import Rendered, render_chat
 from llmcore.checkpoint import Checkpoint, load_checkpoint
 from llmcore.command import builtin_data, required
@@ -54,7 +56,7 @@ def run(config: SFTConfig, out: Path, *, resume: str = "auto", json: bool = Fals
             start.rows.rendered,
             pad_id=tokenizer.pad_id,
             train=config.train,
-            order=curriculum_order(config, start, folder=job.folder),
+            order=curriculum_order(config, start, job),
             pair_cost=relative_pair_cost(model.config) if config.data.packing else None,
             max_length=model.config.context,
         )
@@ -124,7 +126,7 @@ def reference_policy(config: SFTConfig, base: Checkpoint) -> Checkpoint:
     return reference
 
 
-def curriculum_order(config: SFTConfig, start: Start, *, folder: Path) -> Order | None:
+def curriculum_order(config: SFTConfig, start: Start, job: Run) -> Order | None:
     """Which rows a step sees, if a curriculum says so."""
     curriculum, train, rows = config.curriculum, config.train, start.rows
     if curriculum is None:
@@ -133,22 +135,28 @@ def curriculum_order(config: SFTConfig, start: Start, *, folder: Path) -> Order 
         Examples(
             rows.rendered,
             [start.chats[number] for number in rows.numbers],
-            partial(reference_losses, config, start, folder=folder),
+            partial(reference_losses, config, start, job),
         )
     )
     after = epochs(rows.rendered, train, sort=not config.data.packing)
     return Ramp(scores, curriculum, batch=train.batch, steps=train.steps, seed=train.seed, after=after.rows_of)
 
 
-def reference_losses(config: SFTConfig, start: Start, rows: Sequence[Rendered], *, folder: Path) -> Scores:
-    """Nats per trained token of each row under the reference checkpoint, made once a run."""
-    return stored_losses(
-        folder,
-        start.reference.model.to(resolve_device(config.train.device)),
-        rows,
-        pad_id=start.reference.tokenizer.pad_id,
-        reference=start.reference.manifest.id,
+def reference_losses(config: SFTConfig, start: Start, job: Run, rows: Sequence[Rendered]) -> Scores:
+    """Nats per trained token of each row under the reference checkpoint, made once a run, by rank 0."""
+    ranks = job.engine.ranks
+    found = (
+        stored_losses(
+            job.folder,
+            start.reference.model.to(resolve_device(config.train.device)),
+            rows,
+            pad_id=start.reference.tokenizer.pad_id,
+            reference=start.reference.manifest.id,
+        ).tolist()
+        if ranks.main
+        else None
     )
+    return np.array(ranks.first(found), dtype=np.float64)
 
 
 def facts(config: SFTConfig, start: Start) -> dict[str, str]:

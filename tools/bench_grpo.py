@@ -63,7 +63,8 @@ def build(options: argparse.Namespace, folder: Path) -> "GRPO":
     from llmrl.config import GRPOConfig
     from llmrl.grpo import GRPO
     from llmrl.rewards.sums import Rewards, Term
-    from llmrl.rollout import Prompts, SampleLog
+    from llmrl.rollout import Prompts
+    from llmrl.samples import SampleLog
 
     tokenizer = Tokenizer.byte_level()
     options.vocab, options.batch = tokenizer.vocab_size, options.prompts * options.group

@@ -15,7 +15,6 @@ from llmcore.tokenizer import Tokenizer
 from llmrl.config import RolloutConfig
 from llmrl.rollout import (
     Prompts,
-    SampleLog,
     join,
     length_metrics,
     sample_rollout,
@@ -23,6 +22,7 @@ from llmrl.rollout import (
     switch_dropout_off,
     tensors_of,
 )
+from llmrl.samples import SampleLog
 
 TOKENIZER = Tokenizer.byte_level()
 
@@ -134,12 +134,14 @@ def test_the_sample_log_is_cut_where_a_run_goes_on(tmp_path: Path) -> None:
         tiny(), some_prompts(), [0], TOKENIZER, RolloutConfig(max_completion_length=4), samples=2, seed=0
     )
     rewards = torch.tensor([1.0, float("nan")])
-    log = SampleLog(tmp_path / "samples.jsonl", every=4, count=2, updates=2)
+    told: list[str] = []
+    log = SampleLog(tmp_path / "samples.jsonl", every=4, count=2, updates=2, shown=1, say=told.append)
     for step in (1, 3, 5, 7):
         log.add(step, rollout, {"exact": rewards}, rewards, rewards)
     rows = [json.loads(line) for line in log.path.read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 1, 3, 3, 7, 7]  # the rollouts that steps 1, 4 and 8 used
     assert rows[1]["reward"] is None and rows[0]["reward"] == 1.0
+    assert len(told) == 3 and all("reward 1.0 A +1.00" in line for line in told)
     with log.path.open("a") as file:
         file.write('{"half a li')
     log.start(4)

@@ -155,7 +155,8 @@ def test_the_artifact_names_its_parents_and_leaves_them_alone(inputs: list[str],
     assert before == [sha256_file(tmp_path / name / "model.safetensors") for name in ("policy", "reward")]
     figures = read_metrics(tmp_path / "out/run/metrics.jsonl")[0]
     assert {"rewards/reward/mean", "rewards/short/std", "rewards/exact/mean", "critic/vf_explained_var"} <= set(figures)
-    assert figures["reward"] == pytest.approx(figures["rewards/reward/mean"] + 0.5 * figures["rewards/short/mean"])
+    total = figures["rewards/reward/mean"] + 0.5 * figures["rewards/short/mean"]
+    assert figures["reward"] == pytest.approx(total, abs=1e-6)
     load_checkpoint(tmp_path / "out")
     sample = json.loads((tmp_path / "out/run/samples.jsonl").read_text().splitlines()[0])
     assert {"prompt", "completion", "rewards", "reward", "advantage"} <= set(sample)
@@ -186,6 +187,8 @@ def test_what_does_not_fit_is_refused(inputs: list[str], tmp_path: Path) -> None
         attempt("rollout.max_completion_length=60")
     with pytest.raises(ConfigError, match="no multiple"):
         attempt("grpo.num_generations=5")
+    with pytest.raises(ConfigError, match="nothing compares with it"):
+        attempt("grpo.beta=0", f"inputs.reference={tmp_path / 'policy'}")
     with pytest.raises(ConfigError, match="beta above 0"):
         attempt("grpo.beta=0", "grpo.kl_in_reward=true")
     assert not (tmp_path / "out").exists()

@@ -52,6 +52,8 @@ class RolloutConfig(Config):
     """Held-out prompts answered in each evaluation, sampled once and greedily; 0: no evaluation."""
     log_samples: int = Field(8, ge=0)
     """Completions written to run/samples.jsonl at each log interval."""
+    show_samples: int = Field(1, ge=0)
+    """How many of them are also shown."""
 
 
 class GRPOSettings(Config):

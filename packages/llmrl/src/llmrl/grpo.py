@@ -30,7 +30,8 @@ from llmrl.config import GRPOConfig, GRPOSettings
 from llmrl.experience import Experience
 from llmrl.metrics import clip_metrics, group_metrics, kl_metrics, masked_sum
 from llmrl.rewards.sums import Rewards, Scores, check_scorable
-from llmrl.rollout import Prompts, Rollout, SampleLog, join, reference_logprobs, sample_rollout, score_rows
+from llmrl.rollout import Prompts, Rollout, join, reference_logprobs, sample_rollout, score_rows
+from llmrl.samples import SampleLog
 from llmrl.states import sampled_logprobs
 
 

@@ -37,12 +37,12 @@ from llmrl.rollout import (
     SCORING_ROWS,
     Prompts,
     Rollout,
-    SampleLog,
     length_metrics,
     pieces,
     reference_logprobs,
     sample_rollout,
 )
+from llmrl.samples import SampleLog
 from llmrl.states import logprobs_of_states, sampled_states, spread
 
 

@@ -4,9 +4,7 @@ Rows are prompt and completion side by side, padded on the right. The mask says 
 built from positions, and includes the stop token. Which prompts a rollout has is a function of (seed, number).
 """
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -228,52 +226,6 @@ def length_metrics(rollout: Rollout) -> dict[str, tuple[float, int]]:
         metrics["completions/min_terminated_length"] = (float(ended.min()), 1)
         metrics["completions/max_terminated_length"] = (float(ended.max()), 1)
     return metrics
-
-
-class SampleLog:
-    """`run/samples.jsonl`: completions with their rewards and advantages, cut at the step a run goes on from."""
-
-    def __init__(self, path: Path | None, *, every: int, count: int, updates: int = 1) -> None:
-        """Log `count` completions of a rollout if one of its `updates` is a step whose metrics are logged.
-
-        Without a path nothing is logged.
-        """
-        self.path = path
-        self.every = every
-        self.count = count
-        self.updates = updates
-
-    def start(self, step: int) -> None:
-        """Drop the lines of steps that will come again."""
-        if self.path is None or not self.path.exists():
-            return
-        whole = [line for line in self.path.read_text(encoding="utf-8").split("\n")[:-1] if line]
-        kept = [line for line in whole if json.loads(line)["step"] <= step]
-        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-
-    def add(
-        self, step: int, rollout: Rollout, rewards: dict[str, Tensor], total: Tensor, advantages: Tensor | None = None
-    ) -> None:
-        """Write the first completions of a rollout that is first used in `step` (1-based), if they are due."""
-        due = step == 1 or (step + self.updates - 1) // self.every > (step - 1) // self.every
-        if self.path is None or not due or not self.count:
-            return
-        lines = []
-        for i, sample in enumerate(rollout.samples[: self.count]):
-            lines.append(
-                {
-                    "step": step,
-                    "prompt": sample.prompt.prompt[-1].content,
-                    "completion": sample.text,
-                    "answer": sample.prompt.answer,
-                    "stopped": sample.stopped,
-                    "rewards": {name: number_or_none(values[i]) for name, values in rewards.items()},
-                    "reward": number_or_none(total[i]),
-                    "advantage": None if advantages is None else number_or_none(advantages[i]),
-                }
-            )
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def number_or_none(value: Tensor) -> float | None:

@@ -27,7 +27,8 @@ from llmrl.ppo import PPO, ActorCritic
 from llmrl.rewards.names import build_rewards
 from llmrl.rewards.reward import Reward
 from llmrl.rewards.sums import Rewards
-from llmrl.rollout import Prompts, SampleLog, switch_dropout_off
+from llmrl.rollout import Prompts, switch_dropout_off
+from llmrl.samples import SampleLog
 
 
 class Start(NamedTuple):
@@ -218,7 +219,14 @@ def open_run(config: RLConfig, out: Path, made_by: str, start: Start, *, resume:
 def sample_log(job: Run, config: RLConfig, *, every: int, updates: int) -> SampleLog:
     """What rank 0 writes of the rollouts."""
     path = job.folder / "samples.jsonl" if job.engine.ranks.main else None
-    return SampleLog(path, every=every, count=config.rollout.log_samples, updates=updates)
+    return SampleLog(
+        path,
+        every=every,
+        count=config.rollout.log_samples,
+        updates=updates,
+        shown=config.rollout.show_samples,
+        say=job.view.say,
+    )
 
 
 def evaluation(

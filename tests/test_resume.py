@@ -1,46 +1,126 @@
 """Every training command, killed with kill -9 and given again, ends in the bit-identical model."""
 
+import itertools
 import json
+import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from conftest import QUICK, TINY, Line
+from conftest import TINY, Line
 from forked import ReadyTest, run, start
 from llmcore.manifest import verify_artifact
 
+STAGES = ("pretrain", "moe", "sft", "reward", "grpo", "ppo")
+STEPS = 6
+KILLS = (1, 3, 5)
+ROWS = 20
+EVERY_STEP = [
+    f"train.steps={STEPS}", "train.log_every=1", "train.eval_every=3", "train.save_every=1",
+    "train.batch=8", "train.micro_batch=5",
+]  # fmt: skip
+"""Saved at every step, five rows at a time: which the batch is no multiple of."""
 
-def command(stage: str, line: Line) -> list[str | Path]:
+
+class Few(NamedTuple):
+    """Data so little that an epoch ends inside a run of STEPS."""
+
+    tokens: Path
+    chats: Path
+    preferences: Path
+    prompts: Path
+
+
+@pytest.fixture(scope="module")
+def few(line: Line, tmp_path_factory: pytest.TempPathFactory) -> Few:
+    root = tmp_path_factory.mktemp("few")
+    (root / "text").mkdir()
+    for path in sorted(line.text.iterdir())[:8]:
+        shutil.copy(path, root / "text")
+    made = run("llmdata", "tokens", root / "text", "--out", root / "tokens", cwd=root)
+    assert made.code == 0, made.err
+    for name in Few._fields[1:]:
+        (root / name).mkdir()
+        for split, count in (("train", ROWS), ("valid", 8)):
+            rows = (getattr(line, name) / f"{split}.jsonl").read_text().splitlines(keepends=True)
+            (root / name / f"{split}.jsonl").write_text("".join(rows[:count]))
+    return Few(*(root / name for name in Few._fields))
+
+
+def command(stage: str, line: Line, few: Few) -> list[str | Path]:
     """The words of a stage's training command, without --out."""
-    prompts = ["--policy", line.sft, "--prompts", line.prompts]
+    pretrain: list[str | Path] = ["llmpretrain", "run", "--data", few.tokens, *TINY]
+    prompts: list[str | Path] = ["--policy", line.sft, "--prompts", few.prompts]
     words: dict[str, list[str | Path]] = {
-        "pretrain": ["llmpretrain", "run", "--data", line.tokens, *TINY, "model.dropout=0.1", "train.micro_batch=3"],
-        "moe": ["llmpretrain", "run", "--data", line.tokens, *TINY, "model.feedforward.kind=moe"],
-        "sft": ["llmsft", "run", "--base", line.base, "--data", line.chats],
-        "reward": ["llmreward", "run", "--base", line.sft, "--data", line.preferences],
+        "pretrain": [*pretrain, "model.dropout=0.1"],
+        "moe": [*pretrain, "model.feedforward.kind=moe"],
+        "sft": ["llmsft", "run", "--base", line.base, "--data", few.chats],
+        "reward": ["llmreward", "run", "--base", line.sft, "--data", few.preferences],
         "grpo": ["llmrl", "grpo", *prompts, "--reward", "literal + length", "grpo.num_iterations=2"],
         "ppo": ["llmrl", "ppo", *prompts, "--reward", str(line.reward)],
     }
-    return [*words[stage], *QUICK]
+    return [*words[stage], *EVERY_STEP]
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "moe", "sft", "reward", "grpo", "ppo"])
-def test_a_killed_stage_ends_in_the_identical_model(stage: str, line: Line, tmp_path: Path) -> None:
-    words = command(stage, line)
-    whole = run(*words, "--out", tmp_path / "whole", cwd=tmp_path)
+def check_killed_equals_whole(words: list[str | Path], folder: Path) -> None:
+    """Killed three times and given again, the command ends where the uninterrupted one does, to the bit."""
+    whole = run(*words, "--out", folder / "whole", cwd=folder)
     assert whole.code == 0, whole.err
-    out = tmp_path / "killed"
-    for step in ("2", "4"):
-        child = start(*words, "--out", out, cwd=tmp_path)
+    out = folder / "killed"
+    for step in KILLS:
+        child = start(*words, "--out", out, cwd=folder)
         assert child.kill_when(ReadyTest(out / "run" / "checkpoints", f"step-*{step}")), child.result().err
-    again = run(*words, "--out", out, cwd=tmp_path)
+    again = run(*words, "--out", out, cwd=folder)
     assert again.code == 0, again.err
     assert "resumed from step" in again.err
-    expected, found = verify_artifact(tmp_path / "whole"), verify_artifact(out)
+    expected, found = verify_artifact(folder / "whole"), verify_artifact(out)
     assert found.files == expected.files
-    assert figures(out) == figures(tmp_path / "whole")
-    finished = run(*words, "--out", out, cwd=tmp_path)
+    assert figures(out) == figures(folder / "whole")
+    last = f"run/checkpoints/step-{STEPS:08d}"
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert (out / last / name).read_bytes() == (folder / "whole" / last / name).read_bytes()
+    finished = run(*words, "--out", out, cwd=folder)
     assert finished.code == 0 and verify_artifact(out) == found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_stage_ends_in_the_identical_model(stage: str, line: Line, few: Few, tmp_path: Path) -> None:
+    check_killed_equals_whole(command(stage, line, few), tmp_path)
+
+
+VARIANTS = {
+    "muon bf16 ema": ["train.optimizer=muon", "train.dtype=bf16", "train.ema=0.9"],
+    "adamw fp16": ["train.dtype=fp16", "train.loss_scale=32768", "train.loss_scale_window=2"],
+}
+
+
+@pytest.mark.parametrize(("stage", "variant"), [("moe", "muon bf16 ema"), ("pretrain", "adamw fp16")])
+def test_a_killed_run_goes_on_with_its_optimizer_average_and_scale(
+    stage: str, variant: str, line: Line, few: Few, tmp_path: Path
+) -> None:
+    check_killed_equals_whole([*command(stage, line, few), *VARIANTS[variant]], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "dtype", "optimizer"), list(itertools.product(STAGES, ("fp32", "bf16", "fp16"), ("adamw", "muon", "sgd")))
+)
+def test_every_stage_goes_on_in_every_precision_with_every_optimizer(
+    stage: str, dtype: str, optimizer: str, line: Line, few: Few, tmp_path: Path
+) -> None:
+    """The average is part of every second case; recomputed blocks of every third."""
+    words = [*command(stage, line, few), f"train.dtype={dtype}", f"train.optimizer={optimizer}"]
+    number = STAGES.index(stage) + ("adamw", "muon", "sgd").index(optimizer)
+    words += ["train.ema=0.8"] * (number % 2) + ["train.checkpoint_activations=true"] * (number % 3 == 0)
+    check_killed_equals_whole([*words, "train.loss_scale_window=2"], tmp_path)
+
+
+def test_an_epoch_ends_inside_these_runs(few: Few) -> None:
+    tokens = json.loads((few.tokens / "tokens.json").read_text())["splits"]["train"]["tokens"]
+    assert 8 * STEPS > tokens // 128 > 8
+    assert all(len((data / "train.jsonl").read_text().splitlines()) == ROWS for data in few[1:])
+    assert 8 * (STEPS // 2) > ROWS  # with two updates on each rollout
 
 
 def figures(out: Path) -> list[dict[str, object]]:

@@ -11,6 +11,7 @@ from llmcore.generate.sampling import Sampling, truncate
 from llmcore.losses import Batch, linear_cross_entropy, linear_logprobs, next_token_loss, token_logprobs
 from llmcore.model.config import ModelConfig
 from llmcore.model.transformer import Transformer
+from llmcore.objective import NextToken
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +100,37 @@ def test_cross_entropy_gradients() -> None:
     assert torch.autograd.gradcheck(run, (hidden, weight))
 
 
+@pytest.mark.parametrize(("label_smoothing", "z_loss"), [(0.1, 0.0), (0.0, 0.01), (0.2, 0.03)])
+def test_smoothing_and_z_loss_and_their_gradients_are_autograds(label_smoothing: float, z_loss: float) -> None:
+    hidden, weight, targets = double_case()
+    extras = {"label_smoothing": label_smoothing, "z_loss": z_loss}
+
+    def run(hidden: Tensor, weight: Tensor) -> Tensor:
+        return linear_cross_entropy(hidden, weight, targets=targets, **extras)[0]
+
+    scores = hidden @ weight.T
+    plain = F.cross_entropy(scores, targets, reduction="sum", label_smoothing=label_smoothing)
+    expected = plain + z_loss * scores.logsumexp(-1).square().sum()
+    total, nll, _ = linear_cross_entropy(hidden, weight, targets=targets, **extras)
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(nll, F.cross_entropy(scores, targets, reduction="sum"))
+    wanted = torch.autograd.grad(expected, (hidden, weight))
+    for ours, theirs in zip(torch.autograd.grad(total, (hidden, weight)), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert torch.autograd.gradcheck(run, (hidden, weight))
+
+
+def test_a_smoothed_loss_tells_the_plain_one_beside_it() -> None:
+    model, batch = tiny_model(), tiny_batch(masked=True)
+    plain = next_token_loss(model, batch)
+    smooth = NextToken(label_smoothing=0.1).build()(model, batch)
+    assert smooth.metrics["nll"] == (pytest.approx(plain.total.item()), plain.count)
+    assert smooth.total != plain.total and smooth.metrics["accuracy"] == plain.metrics["accuracy"]
+    assert "nll" not in plain.metrics
+    again = NextToken().build()(model, batch)
+    assert torch.equal(again.total, plain.total) and again.metrics == plain.metrics
+
+
 def test_logprob_gradients() -> None:
     hidden, weight, targets = double_case()
 
@@ -167,7 +199,7 @@ def test_half_precision_activations_keep_a_float32_loss(dtype: torch.dtype) -> N
     """The loss is that of the rounded scores, exactly; it isn't rounded itself."""
     hidden = torch.randn(200, 16).to(dtype).requires_grad_()
     weight, targets = torch.randn(50, 16).requires_grad_(), torch.randint(0, 50, (200,))
-    total, _ = linear_cross_entropy(hidden, weight, targets=targets)
+    total, _, _ = linear_cross_entropy(hidden, weight, targets=targets)
     scores = F.linear(hidden, weight.to(dtype)).float()
     expected = F.cross_entropy(scores, targets, reduction="sum")
     assert total.dtype == torch.float32
@@ -186,7 +218,7 @@ def test_half_precision_activations_keep_a_float32_loss(dtype: torch.dtype) -> N
 def test_extreme_scores_stay_finite() -> None:
     hidden = torch.tensor([[1e4], [-1e4]], requires_grad=True)
     weight, targets = torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 0])
-    total, right = linear_cross_entropy(hidden, weight, targets=targets)
+    total, _, right = linear_cross_entropy(hidden, weight, targets=targets)
     assert total.item() == pytest.approx(2e4) and right == 1
     total.backward()
     assert hidden.grad is not None
@@ -195,7 +227,7 @@ def test_extreme_scores_stay_finite() -> None:
 
 def test_losses_can_be_differentiated_twice_over_the_same_graph() -> None:
     hidden, weight, targets = double_case()
-    total, _ = linear_cross_entropy(hidden, weight, targets=targets)
+    total, _, _ = linear_cross_entropy(hidden, weight, targets=targets)
     (first,) = torch.autograd.grad(total, hidden, retain_graph=True)
     (second,) = torch.autograd.grad(total * 2, hidden)
     torch.testing.assert_close(second, 2 * first)

@@ -7,9 +7,9 @@ import pytest
 
 from llmcore.errors import ConfigError
 from llmcore.train.config import TrainConfig
-from llmcore.train.schedule import Constant, Cosine, Linear, Schedule, WarmupStableDecay
+from llmcore.train.schedule import Constant, Cosine, InverseSquareRoot, Linear, Schedule, WarmupStableDecay
 
-ALL = [Constant, Linear, Cosine, WarmupStableDecay]
+ALL = [Constant, Linear, Cosine, WarmupStableDecay, InverseSquareRoot]
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -53,6 +53,15 @@ def test_warmup_stable_decay_holds_then_falls() -> None:
     factor = WarmupStableDecay(warmup=0, decay=0.2, floor=0.0).build(100)
     assert [factor(step) for step in (0, 40, 80)] == pytest.approx([1.0, 1.0, 1.0])
     assert [factor(step) for step in (85, 90, 95)] == pytest.approx([0.75, 0.5, 0.25])
+
+
+def test_inverse_square_root_falls_with_the_steps_alone_so_that_a_run_may_be_prolonged() -> None:
+    short, long = (InverseSquareRoot(warmup=16).build(steps) for steps in (100, 10_000))
+    assert [short(step) for step in range(100)] == [long(step) for step in range(100)]
+    for step in range(16, 100):  # with the warm-up as its scale: peak · √(warmup / step)
+        assert short(step) == pytest.approx(math.sqrt(16 / step))
+    assert InverseSquareRoot(warmup=4, timescale=30).build(100)(4 + 90) == pytest.approx(0.5)
+    assert InverseSquareRoot(warmup=0).build(100)(30_000) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("kind", ALL)

@@ -119,9 +119,7 @@ def hidden_states(model: Transformer, layout: Layout) -> Tensor:
     x = model.positions.embed(x, 0, layout.positions)
     mask = Mask(causal=False, allowed=visible(layout, causal=model.config.attention.sight().causal))
     around = Around(mask=mask, rotation=model.positions.rotation(x, 0, layout.positions))
-    for block in model.blocks:
-        x = block(x, around)
-    hidden: Tensor = model.final_norm(x)
+    hidden: Tensor = model.final_norm(model.through_blocks(x, around))
     return hidden
 
 

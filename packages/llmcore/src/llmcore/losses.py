@@ -56,9 +56,10 @@ class Loss(NamedTuple):
     """name: (sum, count)."""
 
 
-def next_token_loss(model: Transformer, batch: Batch) -> Loss:
+def next_token_loss(model: Transformer, batch: Batch, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Loss:
     """Cross-entropy of each target given the tokens before it, and how often the target had the best score.
 
+    With label smoothing or a z-loss (`linear_cross_entropy`) the plain cross-entropy stands beside it, as `nll`.
     Raises ConfigError for a model that sees the tokens it shall predict.
     """
     if not model.config.attention.sight().causal:
@@ -69,9 +70,17 @@ def next_token_loss(model: Transformer, batch: Batch) -> Loss:
     hidden = model.hidden(batch.ids, documents=batch.documents)
     rows = batch.mask[:, 1:].flatten().nonzero().squeeze(1)
     targets = batch.ids[:, 1:].flatten()[rows]
-    total, right = linear_cross_entropy(before_last(hidden), model.head_weight(), targets=targets, rows=rows)
+    total, nll, right = linear_cross_entropy(
+        before_last(hidden),
+        model.head_weight(),
+        targets=targets,
+        rows=rows,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+    )
     count = len(rows)
-    return Loss(total, count, {"accuracy": (float(right), count)})
+    metrics = {"accuracy": (float(right), count)}
+    return Loss(total, count, {**metrics, "nll": (float(nll), count)} if label_smoothing or z_loss else metrics)
 
 
 @overload
@@ -128,15 +137,26 @@ def token_logprobs(
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, *, targets: Tensor, rows: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """(N, D), (V, D), targets (M,) -> the summed cross-entropy, and how many targets had the best score.
+    hidden: Tensor,
+    weight: Tensor,
+    *,
+    targets: Tensor,
+    rows: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(N, D), (V, D), targets (M,) -> summed loss, the cross-entropy in it, and how many targets had the best score.
 
     `rows` (M,) says which of the N hidden states the targets belong to, each at most once; none: all.
-    The gradients are formed in the forward, while a chunk's scores are there.
+    The gradients are formed in the forward, while a chunk's scores are there. With the scores s of one token and
+    Z = Σ exp s, its loss is log Z - (1 - ε) s_target - ε · mean(s) + ζ · log² Z: label smoothing ε (arXiv:1512.00567,
+    section 7) spreads a share of the target over all tokens, the z-loss ζ (arXiv:2204.02311, section 5) keeps log Z
+    near 0.
     """
-    total, right = ChunkedCrossEntropy.apply(hidden, weight, targets, rows, torch.is_grad_enabled())
-    return total, right
+    total, nll, right = ChunkedCrossEntropy.apply(
+        hidden, weight, targets, rows, Extras(label_smoothing, z_loss), torch.is_grad_enabled()
+    )
+    return total, nll, right
 
 
 def linear_logprobs(
@@ -164,42 +184,51 @@ def linear_logprobs(
     return logprobs, entropies
 
 
+class Extras(NamedTuple):
+    """What is added to the plain cross-entropy."""
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+
 class ChunkedCrossEntropy(torch.autograd.Function):
     """See `linear_cross_entropy`."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor | None, grad: bool
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor | None, extras: Extras, grad: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         want_hidden, want_weight = (need and grad for need in ctx.needs_input_grad[:2])
         head = weight.to(hidden.dtype)
-        total = widen(hidden).new_zeros(())
+        total, nll = widen(hidden).new_zeros(()), widen(hidden).new_zeros(())
         right = torch.zeros((), dtype=torch.long, device=hidden.device)
         grad_hidden = torch.zeros_like(hidden) if want_hidden else None
         grad_weight = torch.zeros_like(weight) if want_weight else None
         for chunk in chunks(len(targets), len(weight)):
             picked = hidden[chunk] if rows is None else hidden[rows[chunk]]
-            chunk_total, chunk_right, slope = cross_entropy(
-                widen(F.linear(picked, head)), targets[chunk], grad=want_hidden or want_weight
+            found, slope = cross_entropy(
+                widen(F.linear(picked, head)), targets[chunk], extras, grad=want_hidden or want_weight
             )
-            total += chunk_total
-            right += chunk_right
+            total += found.total
+            nll += found.nll
+            right += found.right
             slope = slope.to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[chunk if rows is None else rows[chunk]] = slope @ head
             if grad_weight is not None:
                 grad_weight += slope.T @ picked
         ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.mark_non_differentiable(right)
-        return total, right
+        ctx.mark_non_differentiable(nll, right)
+        return total, nll, right
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, _right: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor, _nll: Tensor, _right: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return (
             None if grad_hidden is None else grad_hidden * upstream.to(grad_hidden.dtype),
             None if grad_weight is None else grad_weight * upstream.to(grad_weight.dtype),
+            None,
             None,
             None,
             None,
@@ -254,21 +283,38 @@ def sampled_from(scores: Tensor, sampling: Sampling) -> Tensor:
     return scores if sampling.greedy else truncate(scores.mul_(1.0 / sampling.temperature), sampling)
 
 
-def cross_entropy(scores: Tensor, targets: Tensor, *, grad: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(M, V), (M,) -> sum, how many are right, and (M, V) the gradient of the sum; the scores are overwritten.
+class ChunkSums(NamedTuple):
+    """Sums over the targets of one chunk."""
+
+    total: Tensor
+    nll: Tensor
+    right: Tensor
+
+
+def cross_entropy(scores: Tensor, targets: Tensor, extras: Extras, *, grad: bool) -> tuple[ChunkSums, Tensor]:
+    """(M, V), (M,) -> the sums, and (M, V) the gradient of `total`; the scores are overwritten.
 
     One exponential serves the sum and the gradient. A target that ties with the best score counts as right.
     """
+    smoothing, z_loss = extras
     best = scores.amax(-1, keepdim=True)
     wanted = scores.gather(-1, targets[:, None])
     right = (wanted >= best).sum()
+    mean = scores.mean(-1, keepdim=True) if smoothing else wanted
     shares = scores.sub_(best).exp_()
     sums = shares.sum(-1, keepdim=True)
-    total = (sums.log() + best - wanted).sum()
+    log_sums = sums.log() + best
+    total = nll = (log_sums - wanted).sum()
+    if smoothing:
+        total = nll + smoothing * (wanted - mean).sum()
+    if z_loss:
+        total = total + z_loss * log_sums.square().sum()
     if grad:
-        shares.div_(sums)
-        shares.scatter_add_(-1, targets[:, None], torch.full_like(sums, -1.0))
-    return total, right, shares
+        shares.mul_((1 + 2 * z_loss * log_sums) / sums) if z_loss else shares.div_(sums)
+        if smoothing:
+            shares.sub_(smoothing / shares.shape[-1])
+        shares.scatter_add_(-1, targets[:, None], torch.full_like(sums, smoothing - 1.0))
+    return ChunkSums(total, nll, right), shares
 
 
 def chunks(count: int, vocabulary: int) -> Iterator[slice]:

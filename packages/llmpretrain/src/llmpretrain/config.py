@@ -2,6 +2,7 @@
 
 from llmcore.config import Config
 from llmcore.model.config import ModelConfig
+from llmcore.objective import NextToken
 from llmcore.train.config import TrainConfig
 
 
@@ -21,5 +22,7 @@ class PretrainConfig(Config):
     """What the run is made from; each has an option of the same name."""
     model: ModelConfig = ModelConfig()
     """The architecture."""
+    loss: NextToken = NextToken()
+    """What training adds to the cross-entropy."""
     train: TrainConfig = TrainConfig(steps=2000, batch=16, lr=2e-3)
     """The optimization."""

@@ -7,7 +7,6 @@ from llmcore.checkpoint import Checkpoint, load_checkpoint
 from llmcore.command import builtin_data
 from llmcore.errors import ArtifactError, ConfigError
 from llmcore.generate.chat import text_prompt
-from llmcore.losses import next_token_loss
 from llmcore.manifest import NAME as MANIFEST
 from llmcore.manifest import Manifest, verify_artifact
 from llmcore.model.config import ModelConfig
@@ -67,7 +66,7 @@ def run(
     fit(
         model,
         FromFunction(batches.micro_batches, batches.data_rows),
-        next_token_loss,
+        config.loss.build(),
         config.train,
         job,
         evaluate=evaluate,

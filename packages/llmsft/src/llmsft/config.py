@@ -2,10 +2,11 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from llmcore.config import Config
 from llmcore.lora import OptionalAdapter
+from llmcore.objective import NextToken
 from llmcore.train.config import TrainConfig
 from llmsft.curriculum import Curriculum
 
@@ -50,5 +51,14 @@ class SFTConfig(Config):
     """Cross-entropy, or dynamic fine-tuning (arXiv:2508.05629), which weighs each target by its probability."""
     neftune_noise_alpha: float | None = Field(None, gt=0)
     """Noise on the embeddings in training (NEFTune, arXiv:2310.05914; 5 is usual); none: without."""
+    loss: NextToken = NextToken()
+    """What training adds to the cross-entropy."""
     train: TrainConfig = TrainConfig(steps=300, batch=32, lr=5e-4)
     """The optimization."""
+
+    @model_validator(mode="after")
+    def check_loss(self) -> "SFTConfig":
+        """What is added to the cross-entropy needs one."""
+        if self.loss_type == "dft" and self.loss != NextToken():
+            raise ValueError("loss.label_smoothing and loss.z_loss belong to loss_type 'nll', and loss_type is 'dft'")
+        return self

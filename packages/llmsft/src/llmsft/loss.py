@@ -8,24 +8,33 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from llmcore.losses import Loss, before_last, linear_logprobs, next_token_loss
+from llmcore.losses import Loss, before_last, linear_logprobs
 from llmcore.model.transformer import Transformer
+from llmcore.objective import NextToken
 from llmsft.batches import ChatBatch
 
 LossType = Literal["nll", "dft"]
 
 
 def sft_loss(
-    loss_type: LossType, *, neftune_noise_alpha: float | None = None
+    loss_type: LossType, objective: NextToken | None = None, *, neftune_noise_alpha: float | None = None
 ) -> Callable[[Transformer, ChatBatch], Loss]:
-    """The loss function of a run."""
-    return partial(chat_loss, loss_type=loss_type, neftune_noise_alpha=neftune_noise_alpha or 0.0)
+    """The loss function of a run; the objective's additions are the cross-entropy's."""
+    cross_entropy = (objective or NextToken()).build()
+    of_targets = dft_loss if loss_type == "dft" else lambda model, batch: cross_entropy(model, batch.plain)
+    return partial(chat_loss, of_targets=of_targets, neftune_noise_alpha=neftune_noise_alpha or 0.0)
 
 
-def chat_loss(model: Transformer, batch: ChatBatch, *, loss_type: LossType, neftune_noise_alpha: float) -> Loss:
+def chat_loss(
+    model: Transformer,
+    batch: ChatBatch,
+    *,
+    of_targets: Callable[[Transformer, ChatBatch], Loss],
+    neftune_noise_alpha: float,
+) -> Loss:
     """The summed loss of all targets, and what is logged beside it."""
     with embedding_noise(model, batch.lengths, alpha=neftune_noise_alpha):
-        loss = next_token_loss(model, batch.plain) if loss_type == "nll" else dft_loss(model, batch)
+        loss = of_targets(model, batch)
     figures = {} if batch.competence is None else {"competence": (batch.competence * loss.count, loss.count)}
     return loss._replace(metrics={**loss.metrics, **figures})
 

@@ -69,7 +69,7 @@ def run(config: SFTConfig, out: Path, *, resume: str = "auto", json: bool = Fals
         fit(
             model,
             FromFunction(batches.micro_batches, partial(data_rows, batches, start.rows)),
-            sft_loss(config.loss_type, neftune_noise_alpha=config.neftune_noise_alpha),
+            sft_loss(config.loss_type, config.loss, neftune_noise_alpha=config.neftune_noise_alpha),
             config.train,
             job,
             evaluate=evaluate if start.held_out else None,

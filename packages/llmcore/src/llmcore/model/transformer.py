@@ -1,5 +1,7 @@
 """The transformer: embedding, blocks, final norm and head."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +12,15 @@ from llmcore.model.cache import Cache
 from llmcore.model.config import ModelConfig
 from llmcore.model.linear import Embedding, Linear, initialise, widen
 from llmcore.model.masks import Mask, build_mask, restart_positions
+
+ApplyBlock = Callable[[nn.Module, Tensor, Around], Tensor]
+"""How a block is applied in training; see `llmcore.train.blocks`."""
+
+
+def apply_block(block: nn.Module, x: Tensor, around: Around) -> Tensor:
+    """(B, T, D) -> (B, T, D)."""
+    output: Tensor = block(x, around)
+    return output
 
 
 class Transformer(nn.Module):
@@ -26,6 +37,7 @@ class Transformer(nn.Module):
             )
         self.config = config
         self.activation_dtype = torch.float32
+        self.apply_block: ApplyBlock = apply_block
         self.embedding = Embedding(config.vocab_size, config.width)
         self.positions = config.positions.build(
             width=config.width, head_width=config.attention.head_size(config.width), context=config.context
@@ -77,8 +89,7 @@ class Transformer(nn.Module):
             cache=cache,
             weights=weights,
         )
-        for block in self.blocks:
-            x = block(x, around)
+        x = self.through_blocks(x, around)
         if cache is not None:
             cache.advance(ids.shape[1], attended)
         normed: Tensor = self.final_norm(x)
@@ -90,6 +101,14 @@ class Transformer(nn.Module):
         if self.config.embedding_scale != 1.0:
             x = x * self.config.embedding_scale
         return self.positions.embed(x, start, positions)
+
+    def through_blocks(self, x: Tensor, around: Around) -> Tensor:
+        """(B, T, D) -> (B, T, D) before the final norm; in training by `apply_block`."""
+        trains = self.training and around.cache is None and torch.is_grad_enabled()
+        apply = self.apply_block if trains else apply_block
+        for block in self.blocks:
+            x = apply(block, x, around)
+        return x
 
     def mask(self, ids: Tensor, *, attended: Tensor | None, documents: Tensor | None, cache: Cache | None) -> Mask:
         """What the attention of all layers may see."""

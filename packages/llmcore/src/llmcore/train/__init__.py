@@ -9,6 +9,12 @@ fsdp        the model in parts
 tally       what a step adds up over micro-batches and ranks
 source      what a stage's data must offer: micro-batches from any step
 optim       optimizers and their parameter groups
+quick       torch's AdamW and SGD without the start-up cost of torch's compiler
+muon        Muon: orthogonal updates of the hidden matrices
+ema         an average of the weights, evaluated and kept in their place
+precision   the scale of the loss in float16
+blocks      how blocks run in training: compiled, computed again in the backward
+stopping    when a run ends before its last step
 schedule    learning rates as functions of the step
 seeds       randomness as a function of the step
 device      which device and precision, and why

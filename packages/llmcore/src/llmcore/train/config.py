@@ -8,6 +8,7 @@ from llmcore.config import Config
 from llmcore.train.optim import AdamW, AnyOptimizer
 from llmcore.train.parallel import AnyParallel, OneProcess, per_rank
 from llmcore.train.schedule import AnySchedule, Cosine
+from llmcore.train.stopping import EarlyStopping
 from llmcore.train.watchers import AnyWatcher, TensorBoard
 
 
@@ -28,12 +29,24 @@ class TrainConfig(Config):
     """The learning rate over the steps."""
     clip: float = Field(1.0, gt=0)
     """Largest norm of the gradient; a longer one is shortened to it."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay of a moving average of the weights, which is evaluated and kept in their place (0.999); none if absent."""
+    early_stopping: EarlyStopping | None = None
+    """End once a validation figure stops improving; absent, the run has all its steps."""
     seed: int = Field(0, ge=0)
     """What all randomness is a function of, together with the step."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the activations; weights are kept in fp32."""
+    loss_scale: float = Field(256.0, ge=1, le=2**15)
+    """With fp16, what the loss is multiplied by at first; halved by an overflow, doubled again while there is none."""
+    loss_scale_window: int = Field(2000, ge=1)
+    """With fp16, the steps without an overflow after which the scale is doubled."""
+    compile: bool = False
+    """Compile the blocks of the model for training (`torch.compile`): minutes at the start, then faster on a GPU."""
+    checkpoint_activations: bool = False
+    """Compute each block again in the backward instead of keeping what is inside: less memory, a third more time."""
     parallel: AnyParallel = OneProcess()
     """How the processes that torchrun starts share the work: none, ddp or fsdp (docs/distributed.md)."""
     log_every: int = Field(10, ge=1)
@@ -107,5 +120,6 @@ class TrainConfig(Config):
 SAFE_TO_CHANGE = frozenset(
     {"device", "parallel", "micro_batch", "log_every", "eval_every", "save_every", "stop_after"}
     | {"keep", "keep_best", "best_metric", "best_mode", "pin_every"}
+    | {"compile", "checkpoint_activations"}
 )
 """Settings that may differ when a run goes on: they change neither the data nor the updates (beyond rounding)."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from llmcore.errors import ConfigError
 from llmcore.train.distributed import place_from_environment
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 T = TypeVar("T")
@@ -65,12 +65,13 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     """The dtype and the reason for it."""
     if name in DTYPES:
-        return DTYPES[name], "as set"
+        slow = name == "fp16" and device.type == "cpu"
+        return DTYPES[name], "as set; slow on a CPU, where bf16 or fp32 is better" if slow else "as set"
     if name != "auto":
         raise ConfigError(f"dtype {name!r} is none of auto, {', '.join(DTYPES)}")
     if device.type == "cuda":
         capable = torch.cuda.is_bf16_supported(including_emulation=False)
-        return (torch.bfloat16, "tensor cores") if capable else (torch.float32, "no bf16 on this GPU")
+        return (torch.bfloat16, "tensor cores") if capable else (torch.float32, "no bf16 on this GPU; fp16 is faster")
     if device.type == "mps":
         return torch.float32, "mps"
     flags = cpu_flags() & {"avx512_bf16", "amx_bf16"}

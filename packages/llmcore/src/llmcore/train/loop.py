@@ -18,9 +18,11 @@ from torch.nn.utils import get_total_norm
 from llmcore.errors import TrainingError
 from llmcore.losses import Loss
 from llmcore.model.transformer import take_aux_losses
+from llmcore.train.blocks import training_blocks
 from llmcore.train.config import TrainConfig
 from llmcore.train.device import to_device
 from llmcore.train.diverged import NotFiniteError
+from llmcore.train.ema import Average
 from llmcore.train.optim import set_rate
 from llmcore.train.parallel import Engine
 from llmcore.train.seeds import step_seed
@@ -53,20 +55,23 @@ def fit(
         return
     if run.rehearsal is not None:
         run.rehearsal.play(run, model, source, loss_fn, config)
-    with run.session(model, config) as session:
+    with run.session(model, config) as session, training_blocks(model, config, say=run.view.say) as tell:
         optimizer = config.optimizer.build(model, config.lr)
         factor = config.schedule.build(config.steps)
         session.restore(optimizer)
+        average = Average(optimizer, config.ema)
         steps = source.steps_from(session.step, session.source_state)
         if session.step and due(session.step, config.eval_every, config):
-            session.evaluate(evaluate)  # the run was stopped before it could
+            with average.applied():
+                session.evaluate(evaluate)  # the run was stopped before it could
         while session.goes_on():
             lr = config.lr * factor(session.step)
             set_rate(optimizer, factor(session.step))
             micro_batches = next(steps)
-            torch.manual_seed(step_seed(config.seed, session.step, rank=run.engine.ranks.rank))
-            with session.step_guard(source, loss_fn, micro_batches, lr=lr):
-                result = train_step(
+
+            def attempt(scale: float, micro_batches: Sequence[B] = micro_batches) -> StepResult:
+                torch.manual_seed(step_seed(config.seed, session.step, rank=run.engine.ranks.rank))
+                return train_step(
                     model,
                     optimizer,
                     micro_batches,
@@ -74,13 +79,21 @@ def fit(
                     clip=config.clip,
                     device=session.device,
                     engine=run.engine,
+                    scale=scale,
                 )
+
+            with session.step_guard(source, loss_fn, micro_batches, lr=lr):
+                result = session.scale.take(attempt)
+            average.update(session.step)
+            tell()
             session.advance(result, lr=lr)
             if due(session.step, config.eval_every, config):
-                session.evaluate(evaluate)
+                with average.applied():
+                    session.evaluate(evaluate)
             if session.save_due():
                 session.save(optimizer, source.state())
         session.end(optimizer, source.state)
+        session.choose_weights(average)
 
 
 class StepResult(NamedTuple):
@@ -107,8 +120,9 @@ def train_step(
     clip: float,
     device: torch.device | str = "cpu",
     engine: Engine = ONE_DEVICE,
+    scale: float = 1.0,
 ) -> StepResult:
-    """One update from the gradient of the mean loss over all micro-batches, of all ranks.
+    """One update from the gradient of the mean loss over all micro-batches of all ranks, of `scale` times the loss.
 
     Raises NotFiniteError, without an update, if a loss or the gradient is not finite.
     """
@@ -119,15 +133,16 @@ def train_step(
         batch = to_device(batch, device)
         loss = engine.loss(model, loss_fn, batch)
         auxiliary = take_aux_losses(model)  # a mean per item: weighted so that the division below leaves it one
-        torch.autograd.backward(loss.total if auxiliary is None else loss.total + auxiliary * loss.count)
+        total = loss.total if auxiliary is None else loss.total + auxiliary * loss.count
+        torch.autograd.backward(total if scale == 1.0 else total * scale)
         tally.add(loss, batch, auxiliary)
     grads = engine.gradients(optimizer)
     tally.over(engine.ranks, get_total_norm(grads))
     if tally.count == 0:
         raise TrainingError("no item of this step counts: every target is masked", hint="look at the rows and the mask")
-    grad_norm = engine.norm(tally.norms) / tally.count
+    grad_norm = engine.norm(tally.norms) / (tally.count * scale)
     if not (math.isfinite(tally.loss) and math.isfinite(grad_norm)):
         raise NotFiniteError(losses=tally.losses, grad_norm=grad_norm)
-    torch._foreach_mul_(grads, min(1.0, clip / (grad_norm + 1e-6)) / tally.count)
+    torch._foreach_mul_(grads, min(1.0, clip / (grad_norm + 1e-6)) / (tally.count * scale))
     optimizer.step()
     return StepResult(tally.loss / tally.count, grad_norm, tally.count, tally.tokens, tally.means())

@@ -23,7 +23,9 @@ from llmcore.model.size import parameters_by_module
 from llmcore.train.config import TrainConfig
 from llmcore.train.describe import describe_model, describe_training
 from llmcore.train.device import place
+from llmcore.train.ema import Average
 from llmcore.train.loop import train_step
+from llmcore.train.optim import describe_groups
 from llmcore.train.rehearsal import LossFunction
 from llmcore.train.retention import snapshot_paths
 from llmcore.train.run import Run
@@ -92,6 +94,7 @@ def plan_of(
 
     with kept_for_backward(model) as kept:
         update()
+    Average(optimizer, config.ema).update(0)  # a copy of the weights, where there is one
     synchronize(placement.device)
     began = time.perf_counter()
     update()
@@ -105,7 +108,7 @@ def plan_of(
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "trained_parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
         "parameters_by_module": parameters_by_module(model),
-        "groups": groups_of(model, optimizer),
+        "groups": [row._asdict() for row in describe_groups(model, optimizer)],
         "steps": config.steps,
         "steps_done": max(saved, default=0),
         "micro_batches_per_step": len(batches),
@@ -161,21 +164,6 @@ def bytes_in(tensors: list[Tensor] | list[nn.Parameter]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def groups_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """Each parameter group: how many weights, their decay and peak rate, and an example."""
-    names = {id(weight): name for name, weight in model.named_parameters()}
-    return [
-        {
-            "parameters": sum(weight.numel() for weight in group["params"]),
-            "tensors": len(group["params"]),
-            "weight_decay": group.get("weight_decay", 0.0),
-            "lr": group.get("initial_lr", group["lr"]),
-            "example": names.get(id(group["params"][0]), "") if group["params"] else "",
-        }
-        for group in optimizer.param_groups
-    ]
-
-
 def show(run: Run, model: nn.Module, config: TrainConfig, facts: dict[str, Any]) -> None:
     """The plan for a person, on standard output."""
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -198,7 +186,8 @@ def lines(run: Run, model: nn.Module, config: TrainConfig, facts: dict[str, Any]
         yield (
             "group",
             (
-                f"{amount(group['parameters'])} in {group['tensors']} tensors, decay {group['weight_decay']:g}, "
+                f"{group['group']}: {amount(group['parameters'])} in {group['tensors']} tensors, "
+                f"decay {group['weight_decay']:g}, "
                 f"peak rate {group['lr']:g} (as {group['example']})"
             ),
         )

@@ -16,7 +16,7 @@ Factor = Callable[[int], float]
 
 
 class Schedule(Part):
-    """A learning rate over the steps of a run; a kind of its own overrides `shape`."""
+    """A learning rate over the steps of a run; a kind of its own overrides `shape`, or `build`."""
 
     warmup: float = Field(0.05, ge=0)
     """Steps over which the rate rises from zero; below 1, a share of all steps."""
@@ -24,13 +24,7 @@ class Schedule(Part):
     def build(self, steps: int) -> Factor:
         """The factor of the peak rate, for each step of a run of `steps`."""
         warmup = warmup_steps(self.warmup, steps)
-
-        def factor(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / warmup
-            return self.shape((step - warmup) / max(1, steps - warmup))
-
-        return factor
+        return warmed(warmup, lambda since: self.shape(since / max(1, steps - warmup)))
 
     def shape(self, progress: float) -> float:
         """The factor after warm-up, for a progress from 0 up to 1."""
@@ -81,9 +75,35 @@ class WarmupStableDecay(Schedule):
         return 1 - (1 - self.floor) * max(0.0, (progress - (1 - self.decay)) / self.decay)
 
 
+class InverseSquareRoot(Schedule):
+    """√(timescale / (timescale + steps since warm-up)): without an end, to be prolonged (arXiv:1706.03762, 5.3)."""
+
+    kind: Literal["inverse_sqrt"] = "inverse_sqrt"
+    timescale: int | None = Field(None, ge=1)
+    """Steps after warm-up until the rate is 0.71 of the peak (none: as many as the warm-up has, or 10,000 without)."""
+
+    def build(self, steps: int) -> Factor:
+        warmup = warmup_steps(self.warmup, steps)
+        timescale = self.timescale or warmup or 10_000
+        return warmed(warmup, lambda since: math.sqrt(timescale / (timescale + since)))
+
+
 AnySchedule = Annotated[
-    Schedule, part("llmcore.schedule", cosine=Cosine, linear=Linear, constant=Constant, wsd=WarmupStableDecay)
+    Schedule,
+    part(
+        "llmcore.schedule",
+        cosine=Cosine,
+        linear=Linear,
+        constant=Constant,
+        wsd=WarmupStableDecay,
+        inverse_sqrt=InverseSquareRoot,
+    ),
 ]
+
+
+def warmed(warmup: int, after: Factor) -> Factor:
+    """A straight line up to the peak over `warmup` steps, then `after` of the steps since."""
+    return lambda step: (step + 1) / warmup if step < warmup else after(step - warmup)
 
 
 def warmup_steps(warmup: float, steps: int) -> int:

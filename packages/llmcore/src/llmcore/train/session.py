@@ -23,8 +23,10 @@ from llmcore.train.describe import start_facts
 from llmcore.train.device import environment
 from llmcore.train.distributed import ALONE, lost_contact
 from llmcore.train.diverged import NotFiniteError, diverged
+from llmcore.train.ema import Average
 from llmcore.train.memory import memory_advice, peak_bytes
 from llmcore.train.metrics import MetricsFile, NoMetrics, read_metrics
+from llmcore.train.precision import loss_scale
 from llmcore.train.probe import Probe
 from llmcore.train.profiling import Profiling
 from llmcore.train.rehearsal import LossFunction
@@ -44,6 +46,7 @@ from llmcore.train.snapshot import (
     save_snapshot,
 )
 from llmcore.train.source import SourceState, Traceable
+from llmcore.train.stopping import EarlyStopping
 from llmcore.train.utilization import matmul_peak, training_flops
 from llmcore.train.view import amount
 from llmcore.train.watchers import About, Watching
@@ -73,6 +76,9 @@ class Session(Generic[M]):
         self.progress = self.snapshot.progress if self.snapshot else Progress()
         self.saved_step = self.progress.step if self.snapshot else None
         self.source_state = self.snapshot.source if self.snapshot else None
+        self.scale = loss_scale(
+            self.placement.dtype, initial=config.loss_scale, growth_interval=config.loss_scale_window
+        )
         self.recent: deque[tuple[int, float]] = deque(maxlen=WINDOW)
         first, last = config.profiled_steps
         self.profiling = Profiling(run.folder / "profile", first=first, last=last)
@@ -169,17 +175,36 @@ class Session(Generic[M]):
             path = self.run.snapshot_path(self.step)
             restore_model(self.model, self.snapshot.model, path, self.ranks)
             restore_optimizer(self.model, optimizer, self.snapshot.optimizer, path, self.ranks)
+            self.scale.restore(self.snapshot.loss_scale)
             self.snapshot = None
         self.run.view.begin(step=self.step, steps=self.config.steps)
 
     def goes_on(self) -> bool:
         """Whether another step is to be taken, as all ranks agree; starts its clock."""
         self.stop_code = max(self.ranks.gather(self.stop.code or 0))
-        more = self.step < self.last_step() and not self.stop_code
+        more = self.step < self.last_step() and not self.stop_code and self.ends_early() is None
         if more:
             self.profiling.before(self.step + 1)
         self.started_at = time.perf_counter()
         return more
+
+    def ends_early(self) -> str | None:
+        """Why this evaluated step is the last one, if it is."""
+        stopping = self.config.early_stopping
+        if stopping is None or not self.step or self.step % self.config.eval_every:
+            return None
+        reason: str | None = self.ranks.first(self.verdict(stopping) if self.ranks.main else None)
+        return reason
+
+    def verdict(self, stopping: EarlyStopping) -> str | None:
+        """What the evaluations so far say."""
+        if self.metrics.evaluated(self.step):
+            return stopping.verdict(read_metrics(self.run.metrics_path))
+        if self.stop_code:  # the evaluation was put off
+            return None
+        raise TrainingError(
+            "train.early_stopping is set, but this run has no evaluation", hint="leave it out, or hold data out"
+        )
 
     def last_step(self) -> int:
         """Where this process ends."""
@@ -337,7 +362,8 @@ class Session(Generic[M]):
         """Make this step one that the run can go on from; it is announced once it is durable."""
         self.metrics.sync()
         if self.ranks.main or self.run.engine.sharded:
-            snapshot = Snapshot(self.progress, model_state(self.model), optimizer_state(self.model, optimizer), source)
+            tensors = model_state(self.model), optimizer_state(self.model, optimizer)
+            snapshot = Snapshot(self.progress, *tensors, source, self.scale.state())
             together = self.ranks if self.run.engine.sharded else ALONE
             save_snapshot(self.run.snapshots, snapshot, made_by=self.run.made_by, ranks=together)
         self.ranks.wait()
@@ -351,17 +377,24 @@ class Session(Generic[M]):
         if self.saved_step != self.step:
             self.save(optimizer, source_state())
         self.run.note(self.progress, self.metrics.last, peak=peak_bytes(self.device))
-        if self.step == self.config.steps and self.config.artifact == "best":
-            self.take_best()
-        if self.step < self.config.steps:
+        reason = self.ends_early()
+        if reason is not None:
+            self.run.view.say(f"ended at step {self.step} of {self.config.steps}: {reason}")
+        elif self.step < self.config.steps:
             self.run.view.pause()
             self.run.view.say(
                 f"stopped at step {self.step} of {self.config.steps}: give the same command again to go on"
             )
             raise Stopped(self.stop_code)
 
-    def take_best(self) -> None:
-        """Give the model the weights of the best checkpoint that is there."""
+    def choose_weights(self, average: Average) -> None:
+        """Give the model the weights that the run ends with: the best, if asked for; the average, if there is one."""
+        if self.config.artifact == "best":
+            self.take_best(average.optimizer)
+        average.exchange()
+
+    def take_best(self, optimizer: torch.optim.Optimizer) -> None:
+        """Give the model the weights of the best checkpoint that is there, and the optimizer its average."""
         ranked = self.ranks.first(self.retention.best(snapshot_paths(self.run.snapshots)))
         if not ranked:
             raise TrainingError(
@@ -371,6 +404,7 @@ class Session(Generic[M]):
         path = self.run.snapshot_path(ranked[0])
         best = load_snapshot(path, verify=self.ranks.main, lazily=self.run.engine.sharded)
         restore_model(self.model, best.model, path, self.ranks)
+        restore_optimizer(self.model, optimizer, best.optimizer, path, self.ranks)
         self.run.took(ranked[0], next(row for row in read_metrics(self.run.metrics_path) if row["step"] == ranked[0]))
 
 

@@ -1,7 +1,7 @@
 """Resumable checkpoints: `run/checkpoints/step-00000400/` holds all that the next step depends on.
 
     model.safetensors       every weight and persistent buffer, tied ones once
-    optimizer.safetensors   the optimizer's state, named `exp_avg/<parameter>`
+    optimizer.safetensors   the optimizer's state, named `exp_avg/<parameter>`, and the average `ema/<parameter>`
     source.safetensors      tensors of the data source, if it has any
     state.json              step, counts, and the source's other values
     manifest.json           written last, with the hash of each file
@@ -45,6 +45,17 @@ class Progress(NamedTuple):
     """Time spent in steps; not part of what is exact."""
 
 
+class ScaleState(Config):
+    """The scale of the loss in float16; see `llmcore.train.precision`."""
+
+    value: float = Field(gt=0)
+    """The scale."""
+    good_steps: int = Field(ge=0)
+    """Steps without an overflow since it last changed."""
+    overflows: int = Field(ge=0)
+    """Attempts thrown away so far."""
+
+
 class State(Config):
     """`state.json`: the part of a resumable checkpoint that is no tensor."""
 
@@ -58,6 +69,8 @@ class State(Config):
     """Time spent in steps."""
     source: dict[str, JsonValue] | None = None
     """Values of the data source; none if it has no state."""
+    loss_scale: ScaleState | None = None
+    """With fp16, the scale of the loss."""
 
 
 class Snapshot(NamedTuple):
@@ -67,6 +80,7 @@ class Snapshot(NamedTuple):
     model: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
     source: SourceState | None
+    loss_scale: ScaleState | None = None
 
 
 def save_snapshot(folder: Path, snapshot: Snapshot, *, made_by: str, ranks: Ranks = ALONE) -> Path:
@@ -93,7 +107,9 @@ def save_snapshot(folder: Path, snapshot: Snapshot, *, made_by: str, ranks: Rank
         if not ranks.main:
             return path
         state = State(
-            **snapshot.progress._asdict(), source=snapshot.source.values if snapshot.source is not None else None
+            **snapshot.progress._asdict(),
+            source=snapshot.source.values if snapshot.source is not None else None,
+            loss_scale=snapshot.loss_scale,
         )
         (scratch / "state.json").write_text(state.model_dump_json(indent=1), encoding="utf-8")
         write_manifest(scratch, kind="snapshot", made_by=made_by, config={}, files=[*files, "state.json"])
@@ -131,6 +147,7 @@ def load_snapshot(path: Path, *, verify: bool = True, lazily: bool = False) -> S
         StoredTensors(path, "model") if lazily else load_tensors(path / "model.safetensors"),
         StoredTensors(path, "optimizer") if lazily else load_tensors(path / "optimizer.safetensors"),
         source,
+        state.loss_scale,
     )
 
 

@@ -29,14 +29,17 @@ def take(scale: LossScale, *outcomes: bool) -> list[float]:
     """The scales that one step was tried with, if its attempts go as said."""
     tried: list[float] = []
     going = iter(outcomes)
+    noise: set[float] = set()
 
-    def step(value: float) -> StepResult:
-        tried.append(value)
+    def step(*, scale: float) -> StepResult:
+        tried.append(scale)
+        noise.add(float(torch.rand(())))
         if not next(going):
             raise NotFiniteError(losses=[1.0], grad_norm=float("inf"))
         return FINE
 
-    scale.take(step)
+    scale.take(step, seed=3)
+    assert len(noise) == 1  # every attempt has the same
     return tried
 
 
@@ -60,12 +63,12 @@ def test_what_no_scale_mends_ends_the_run() -> None:
     with pytest.raises(NotFiniteError, match="norm is inf"):
         take(LossScale(2.0, growth_interval=3), False, False, False)
 
-    def nan(_: float) -> StepResult:
+    def nan(*, scale: float) -> StepResult:
         raise NotFiniteError(losses=[float("nan")], grad_norm=float("nan"))
 
     scale = LossScale(8.0, growth_interval=3)
     with pytest.raises(NotFiniteError, match="loss of micro-batch 0 is nan"):
-        scale.take(nan)
+        scale.take(nan, seed=3)
     assert scale.value == 8.0
 
 

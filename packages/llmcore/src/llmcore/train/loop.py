@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
@@ -68,22 +69,19 @@ def fit(
             lr = config.lr * factor(session.step)
             set_rate(optimizer, factor(session.step))
             micro_batches = next(steps)
-
-            def attempt(scale: float, micro_batches: Sequence[B] = micro_batches) -> StepResult:
-                torch.manual_seed(step_seed(config.seed, session.step, rank=run.engine.ranks.rank))
-                return train_step(
-                    model,
-                    optimizer,
-                    micro_batches,
-                    loss_fn,
-                    clip=config.clip,
-                    device=session.device,
-                    engine=run.engine,
-                    scale=scale,
-                )
-
+            step = partial(
+                train_step,
+                model,
+                optimizer,
+                micro_batches,
+                loss_fn,
+                clip=config.clip,
+                device=session.device,
+                engine=run.engine,
+            )
+            seed = step_seed(config.seed, session.step, rank=run.engine.ranks.rank)
             with session.step_guard(source, loss_fn, micro_batches, lr=lr):
-                result = session.scale.take(attempt)
+                result = session.scale.take(step, seed=seed)
             average.update(session.step)
             tell()
             session.advance(result, lr=lr)

@@ -232,10 +232,34 @@ def replay(
 
 
 app.add_typer(runs_app, name="runs")
+launch_app = command.new_app("Start runs on many machines.")
+app.add_typer(launch_app, name="launch")
 import_app = command.new_app("Bring a model from elsewhere.")
 app.add_typer(import_app, name="import")
 export_app = command.new_app("Take a model elsewhere.")
 app.add_typer(export_app, name="export")
+
+
+@launch_app.command("slurm", no_args_is_help=True)
+def launch_slurm(
+    words: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="The training command.")],
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs, and so processes, on each machine.")] = 8,
+    cpus: Annotated[int, typer.Option(min=1, help="CPU cores on each machine.")] = 64,
+    time: Annotated[str, typer.Option(metavar="D-HH:MM:SS", help="The longest time.")] = "24:00:00",
+    sbatch: Annotated[
+        list[str] | None, typer.Option(metavar="OPTION", help="More for sbatch: --sbatch=--partition=long; repeatable.")
+    ] = None,
+) -> None:
+    """Print an sbatch file that runs a training command with torchrun on every GPU of some machines.
+
+    [bold]Example[/bold]
+
+      llmcore launch slurm --nodes 4 -- llmpretrain run gpt-350m.toml train.parallel=fsdp > job.sh && sbatch job.sh
+    """
+    from llmcore.launch import slurm_script
+
+    print(slurm_script(words, nodes=nodes, gpus=gpus, cpus=cpus, time=time, options=sbatch or []), end="")
 
 
 @import_app.command("hf", no_args_is_help=True)

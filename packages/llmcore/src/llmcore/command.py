@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -22,8 +23,10 @@ from llmcore.config import Config, load_config
 from llmcore.errors import ConfigError, ExtensionError, LLMError
 from llmcore.extensions import installed, load_entry
 from llmcore.storage import disk_error
+from llmcore.train.distributed import LostContactError, place_from_environment
 
-DISK_ERRORS = {"ENOSPC", "EDQUOT", "EROFS", "EIO", "EACCES"}
+PATIENCE = 2.0
+"""Seconds in which torchrun notices a process that failed, and ends the others."""
 
 NOTHING_MADE: ContextVar[bool] = ContextVar("nothing_made", default=False)
 """Whether a command runs that writes nothing, for whose sake no built-in data are made."""
@@ -82,6 +85,7 @@ def main(app: typer.Typer) -> NoReturn:
     except KeyboardInterrupt:
         code = 130
     except LLMError as error:
+        let_the_cause_speak_first(error)
         code = fail(str(error))
     except MemoryError:
         code = fail("not enough memory", "lower train.micro_batch, model.width or model.context")
@@ -91,6 +95,7 @@ def main(app: typer.Typer) -> NoReturn:
     except OSError as error:
         code = fail(str(disk_error(Path(str(error.filename or "output")), error)))
     except Exception as error:  # the command's main: the one place where anything may arrive
+        let_the_cause_speak_first(error)
         code = unexpected(error)
     sys.exit(flush(code))
 
@@ -113,6 +118,17 @@ def share_the_cores() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+def let_the_cause_speak_first(error: Exception) -> None:
+    """Of several processes that fail together one shall say why: wait until torchrun ends those that only follow.
+
+    The first process speaks for all who meet the same mistake; one that lost another leaves the word to that one.
+    """
+    place = place_from_environment(strict=False)
+    if place.size > 1 and (place.rank > 0 or isinstance(error, LostContactError)):
+        time.sleep(PATIENCE)
+        print(f"process {place.rank} of {place.size}:", file=sys.stderr)
 
 
 def fail(message: str, fix: str = "") -> int:
@@ -178,9 +194,24 @@ def builtin_data(name: str) -> Path:
             f"no {name} were given, and no installed package makes built-in ones",
             hint="give them with --data (or --prompts), or install packages/llmdata",
         )
+    if place_from_environment().rank > 0:
+        return wait_for(out)
     print(f"no {name} given: making the built-in ones in {out} (once)", file=sys.stderr)
     make = cast(Callable[[Path], Path], load_entry(offered[name]))
     return make(out)
+
+
+def wait_for(out: Path, *, limit: float = 600.0) -> Path:
+    """An artifact that process 0 makes for all."""
+    deadline = time.monotonic() + limit
+    while not (out / "manifest.json").exists():
+        if time.monotonic() > deadline:
+            raise ExtensionError(
+                f"process 0 made no {str(out)!r} within {limit:.0f} s that this machine sees",
+                hint="make it before, with llmdata, on a disk that all machines share",
+            )
+        time.sleep(0.1)
+    return out
 
 
 def required(value: str | None, option: str, what: str) -> Path:

@@ -25,7 +25,7 @@ class ValueHead(CriticModel):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(width))
-        self.bias = nn.Parameter(torch.zeros(()))
+        self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, states: Tensor, ids: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
         return states.float() @ self.weight + self.bias

@@ -36,8 +36,11 @@ class Place(NamedTuple):
     """Its number on this machine: which GPU it takes."""
 
 
-def place_from_environment() -> Place:
-    """What torchrun says in RANK, WORLD_SIZE and LOCAL_RANK; without it, a process alone."""
+def place_from_environment(*, strict: bool = True) -> Place:
+    """What torchrun says in RANK, WORLD_SIZE and LOCAL_RANK; without it, a process alone.
+
+    Raises ConfigError if that is nonsense; unless `strict`, that is a process alone too.
+    """
     words = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
     if words["WORLD_SIZE"] is None or words["RANK"] is None:
         return Place()
@@ -47,6 +50,8 @@ def place_from_environment() -> Place:
     except ValueError:
         rank, size, local = -1, -1, -1
     if not 0 <= rank < size or local < 0:
+        if not strict:
+            return Place()
         raise ConfigError(
             f"RANK={words['RANK']!r} and WORLD_SIZE={words['WORLD_SIZE']!r} name no process of a run",
             hint="start the processes with torchrun, or unset both to train with one",

@@ -21,6 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from llmcore.errors import ConfigError
 from llmcore.losses import Loss
 from llmcore.model.linear import Held
 from llmcore.train.device import set_precision
@@ -62,6 +63,12 @@ class Sharded(Engine):
 
     def place(self, model: nn.Module, placement: Placement) -> None:
         """Cut the model up; only one block at a time is whole on the device meanwhile."""
+        for name, weight in model.named_parameters():
+            if weight.ndim == 0:
+                raise ConfigError(
+                    f"{name} is a single number, which cannot be cut into parts (train.parallel=fsdp)",
+                    hint="make it a row of one number, or set train.parallel=ddp",
+                )
         set_precision(model, placement)
         self.device = placement.device
         self.empty = without_weights(model)

@@ -159,6 +159,22 @@ def test_a_rank_that_dies_ends_the_other_with_one_sentence(line: Line, tmp_path:
 
 
 @pytest.mark.slow
+def test_a_signal_to_one_rank_ends_all_after_the_same_step(line: Line, tmp_path: Path) -> None:
+    words = [*command("pretrain", line), "train.parallel=fsdp", "train.steps=100000", "train.save_every=2"]
+    out = tmp_path / "out"
+    first, second = start_ranks(*words, "--out", out, cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not ReadyTest(out / "run" / "checkpoints", "step-*2")():
+        assert time.monotonic() < deadline, first.result().err
+        time.sleep(0.01)
+    second.process.terminate()
+    assert (first.result().code, second.result().code) == (143, 143), first.result().err
+    stopped = [row for row in first.result().err.splitlines() if row.startswith("stopped at step")]
+    step = int(stopped[0].split()[3])
+    assert (out / "run" / "checkpoints" / f"step-{step:08}" / "manifest.json").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_torchrun_restarts_a_killed_rank_and_the_run_goes_on(mode: str, line: Line, tmp_path: Path) -> None:
     words = [*command("pretrain", line), "train.steps=40"]

@@ -9,6 +9,7 @@ from llmcore.command import as_typed
 from llmcore.manifest import Manifest
 from llmcore.train.config import TrainConfig
 from llmcore.train.device import Placement
+from llmcore.train.distributed import place_from_environment
 from llmcore.train.schedule import warmup_steps
 from llmcore.train.snapshot import Progress
 from llmcore.train.view import amount, duration, number
@@ -22,9 +23,16 @@ def start_facts(
         "model": describe_model(model),
         **facts,
         "train": describe_training(config),
+        **processes_told(config),
         "device": placement.reason,
         "folder": f"{out} · Ctrl-C once saves and stops, twice quits now",
     }
+
+
+def processes_told(config: TrainConfig) -> dict[str, str]:
+    """How many processes share the work, if several do, and how."""
+    size = place_from_environment().size
+    return {"ranks": f"{size} processes · {config.parallel.kind}"} if size > 1 else {}
 
 
 def describe_model(model: nn.Module) -> str:

@@ -25,7 +25,7 @@ from llmcore.extensions import installed, load_entry
 from llmcore.storage import disk_error
 from llmcore.train.distributed import LostContactError, place_from_environment
 
-PATIENCE = 2.0
+PATIENCE = 5.0
 """Seconds in which torchrun notices a process that failed, and ends the others."""
 
 NOTHING_MADE: ContextVar[bool] = ContextVar("nothing_made", default=False)

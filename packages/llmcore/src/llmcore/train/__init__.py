@@ -2,7 +2,7 @@
 
 config      TrainConfig: steps, batch, rate, precision
 loop        fit and train_step: the loop every stage trains with
-parallel    how several processes share the work: none, ddp, fsdp
+parallel    how several processes share the work: single, ddp, fsdp
 distributed the processes of a run, and what they say to each other
 ddp         the whole model on every rank
 fsdp        the model in parts

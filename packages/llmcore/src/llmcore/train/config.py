@@ -48,7 +48,7 @@ class TrainConfig(Config):
     checkpoint_activations: bool = False
     """Compute each block again in the backward instead of keeping what is inside: less memory, a third more time."""
     parallel: AnyParallel = OneProcess()
-    """How the processes that torchrun starts share the work: none, ddp or fsdp (docs/distributed.md)."""
+    """How the processes that torchrun starts share the work: single, ddp or fsdp (docs/distributed.md)."""
     log_every: int = Field(10, ge=1)
     """Steps between two lines of metrics."""
     eval_every: int = Field(100, ge=1)

@@ -149,10 +149,17 @@ def join_ranks(device: torch.device, *, timeout: float) -> Ranks:
         raise ConfigError("this PyTorch is built without torch.distributed", hint="train with one process")
     if dist.is_initialized():
         return Ranks(place)
+    limit = timedelta(seconds=timeout)
     with contact():
+        store, rank, size = next(dist.rendezvous("env://", timeout=limit))  # type: ignore[attr-defined]
+        # torchrun keeps its store over a restart, with the addresses of the processes that are gone.
+        start = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-of-{size}"
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            timeout=timedelta(seconds=timeout),
+            store=dist.PrefixStore(start, store),  # type: ignore[attr-defined]
+            rank=rank,
+            world_size=size,
+            timeout=limit,
             device_id=device if device.type == "cuda" else None,
         )
     return Ranks(place, ours=True)

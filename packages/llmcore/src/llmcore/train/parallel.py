@@ -1,6 +1,6 @@
 """How several processes train one model: `train.parallel`, and what the loop asks of it.
 
-    train.parallel = "none"     one process (the default)
+    train.parallel = "single"   one process (the default)
     train.parallel = "ddp"      every process holds the whole model; gradients are added up
     train.parallel = "fsdp"     weights, gradients and optimizer state are cut into one part for each process
 
@@ -115,7 +115,7 @@ class Parallel(Part):
 class OneProcess(Parallel):
     """One process."""
 
-    kind: Literal["none"] = "none"
+    kind: Literal["single"] = "single"
 
     def engine(self, ranks: Ranks) -> Engine:  # noqa: ARG002
         raise AssertionError("one process has no ranks")
@@ -124,7 +124,7 @@ class OneProcess(Parallel):
         size = place_from_environment().size
         if size > 1:
             raise ConfigError(
-                f"{size} processes were started, but train.parallel is 'none': each would train the same",
+                f"{size} processes were started, but train.parallel is 'single': each would train the same",
                 hint="set train.parallel=ddp (or fsdp, for models that one device does not hold)",
             )
         return Engine()
@@ -161,7 +161,7 @@ class FSDP(Parallel):
         return Sharded(ranks, reshard=self.reshard, offload=self.offload, wide=self.gather == "fp32")
 
 
-AnyParallel = Annotated[Parallel, part("llmcore.parallel", none=OneProcess, ddp=DDP, fsdp=FSDP)]
+AnyParallel = Annotated[Parallel, part("llmcore.parallel", single=OneProcess, ddp=DDP, fsdp=FSDP)]
 
 
 def per_rank(rows: int) -> int:

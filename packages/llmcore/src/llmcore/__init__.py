@@ -7,7 +7,8 @@ A map of the package; nothing is imported here, so that `--help` stays fast:
     extensions   Part: what is replaced rather than flagged, found by entry point
     storage      durable writes: temporary name, fsync, rename
     manifest     Manifest: kind, config, family tree, hashes
-    records      Chat, Preference, Prompt rows
+    conversations  Chat, Preference, Prompt
+    records      the same read and written: rows of files, in the shapes people have
     tokenizer    byte-level and BPE
     chat         conversations to token ids and loss mask
     chat_formats ChatML, Llama, Mistral, Gemma …: how each kind of model has conversations written

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from llmcore.errors import DataError
 from llmcore.manifest import Manifest, file_entry
-from llmcore.records import read_rows, rows_error
+from llmcore.records import rows_error
+from llmcore.rows import read_rows
 
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", ".py", ".txt.gz")
 ROW_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")

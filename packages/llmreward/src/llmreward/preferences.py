@@ -18,12 +18,12 @@ from llmcore.records import (
     Preference,
     Scanned,
     load_records,
-    read_rows,
     refuse_shared_prompts,
     rows_error,
-    scan_row,
     split_records,
 )
+from llmcore.rows import read_rows
+from llmcore.shapes import scan_row
 
 
 class Preferences(NamedTuple):

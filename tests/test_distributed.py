@@ -34,6 +34,7 @@ def command(stage: str, line: Line) -> list[str | Path]:
         "pretrain": ["llmpretrain", "run", "--data", line.tokens, *TINY],
         "moe": ["llmpretrain", "run", "--data", line.tokens, *TINY, "model.feedforward.kind=moe", uneven],
         "sft": ["llmsft", "run", "--base", line.base, "--data", line.chats],
+        "lora": ["llmsft", "run", "--base", line.base, "--data", line.chats, "lora.rank=2", "curriculum.by=loss"],
         "reward": ["llmreward", "run", "--base", line.sft, "--data", line.preferences],
         "grpo": [
             "llmrl",
@@ -50,8 +51,9 @@ def command(stage: str, line: Line) -> list[str | Path]:
 
 
 def weights_differ(left: Path, right: Path) -> float:
-    """The largest difference between two models."""
-    a, b = load_file(left / "model.safetensors"), load_file(right / "model.safetensors")
+    """The largest difference between two models, or two adapters."""
+    (name,) = (path.name for path in right.glob("*.safetensors"))
+    a, b = load_file(left / name), load_file(right / name)
     assert a.keys() == b.keys()
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
@@ -76,7 +78,7 @@ def fine(*words: str | Path, cwd: Path) -> None:
         assert rank == 0 or not (done.out or done.err), done
 
 
-STAGES = ["pretrain", "moe", "sft", "reward", "grpo", "ppo"]
+STAGES = ["pretrain", "moe", "sft", "lora", "reward", "grpo", "ppo"]
 QUICK = [("pretrain", "ddp"), ("grpo", "fsdp")]
 
 

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from llmcore.adapters import save_adapter
 from llmcore.checkpoint import load_checkpoint, save_model
 from llmcore.errors import LLMError
+from llmcore.lora import LoRA
 from llmcore.losses import Batch, next_token_loss
 from llmcore.manifest import family, verify_artifact, write_manifest
+from llmcore.model.adapters import add_adapters
 from llmcore.model.config import ModelConfig
 from llmcore.records import Chat, Message, load_records, write_records
 from llmcore.scoring import RewardScale, load_scorer, scale_bytes
@@ -68,6 +71,21 @@ def make_reward(folder: Path) -> None:
     files = save_model(folder, model_config("scalar").build(seed=1), Tokenizer.byte_level())
     (folder / "reward.json").write_bytes(scale_bytes(RewardScale(gain=2.5, bias=-0.25, samples=64)))
     write_manifest(folder, kind="reward", made_by="test", config={"lr": 1e-5}, files=[*files, "reward.json"])
+
+
+def make_adapter(folder: Path) -> None:
+    """An adapter, with the model that it stands on in a folder inside."""
+    model = model_config("lm").build(seed=0)
+    (folder / "below").mkdir()
+    files = save_model(folder / "below", model, Tokenizer.byte_level())
+    below = write_manifest(folder / "below", kind="policy", made_by="test", config={}, files=files)
+    add_adapters(model, LoRA(rank=2), seed=0)
+    for name, weight in model.named_parameters():
+        if name.endswith(".b"):
+            torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    files = save_adapter(folder, model, parent="base")
+    parents, places = {"base": below}, {"base": "below"}
+    write_manifest(folder, kind="adapter", made_by="test", config={}, files=files, parents=parents, places=places)
 
 
 def batches(step: int) -> list[Batch]:
@@ -150,6 +168,11 @@ CASES: dict[str, Case] = {
     "tokenizer": (make_bpe, read_bpe, ["manifest.json", "tokenizer.json", "special_tokens.json"]),
     "records": (make_chats, read_chats, ["manifest.json", "train.jsonl", "valid.jsonl"]),
     "policy": (make_policy, read_policy, MODEL_FILES),
+    "adapter": (
+        make_adapter,
+        read_policy,
+        ["manifest.json", "adapter.json", "adapter.safetensors", "below/manifest.json", "below/model.safetensors"],
+    ),
     "reward": (make_reward, read_reward, [*MODEL_FILES, "reward.json"]),
     "snapshot": (
         make_stopped,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmcore.config import load_config
-from llmcore.errors import ConfigError, TrainingError
+from llmcore.errors import ConfigError, ExtensionError, TrainingError
 from llmcore.extensions import needs_of
 from llmcore.records import Message, Prompt
 from llmcore.tokenizer import Tokenizer
@@ -189,6 +189,7 @@ def test_a_function_that_is_not_there_is_refused(path: str, tmp_path: Path) -> N
 OUTSIDE = """
 from typing import Literal
 
+from llmcore.extensions import Part
 from llmrl.rewards.reward import Reward, RewardFunction
 
 
@@ -197,6 +198,17 @@ class Polite(Reward):
 
     def build(self) -> RewardFunction:
         return lambda samples: [float("please" in s.text) for s in samples]
+
+
+class Loud(Part):
+    kind: Literal["loud"] = "loud"
+
+    def build(self):
+        return lambda samples: [float(s.text.isupper()) for s in samples]
+
+
+class Nothing(Part):
+    kind: Literal["nothing"] = "nothing"
 """
 
 
@@ -206,9 +218,14 @@ def test_ten_lines_of_an_outside_package_are_a_reward(tmp_path: Path, monkeypatc
     info = tmp_path / "llm_polite-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: llm-polite\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[llmrl.reward]\npolite = llm_polite:Polite\n")
+    (info / "entry_points.txt").write_text(
+        "[llmrl.reward]\npolite = llm_polite:Polite\nloud = llm_polite:Loud\nnothing = llm_polite:Nothing\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     assert score("0.5*polite + exact", [sample("yes please"), sample("no", "no")]) == [0.5, 1.0]
+    assert score("loud", [sample("YES"), sample("no")]) == [1.0, 0.0]  # a part that is no Reward of ours serves too
+    with pytest.raises(ExtensionError, match="no build"):
+        find_reward("nothing", {})
     config = load_config(GRPOConfig, ["rewards.mine.kind=polite"])
     assert score("mine", [sample("please")], **config.rewards) == [1.0]
     assert config.model_dump(mode="json")["rewards"]["mine"]["kind"] == "polite"

@@ -24,7 +24,7 @@ from llmrl.rewards.formats import FORMATS, FormatReward
 from llmrl.rewards.functions import FunctionReward, is_function_path
 from llmrl.rewards.lengths import LengthReward, OverlongReward
 from llmrl.rewards.programs import ParsesReward, PassesTestsReward
-from llmrl.rewards.reward import GROUP, Reward
+from llmrl.rewards.reward import DEFAULT_TIMEOUT, GROUP, Reward
 from llmrl.rewards.sums import Rewards, Term
 
 RULES: dict[str, type[Part]] = {
@@ -67,7 +67,7 @@ def build_rewards(
             parents["reward" if "reward" not in parents else label] = manifest
         else:
             function = reward.build()
-        terms.append(Term(label, weight, function, reward.timeout))
+        terms.append(Term(label, weight, function, getattr(reward, "timeout", DEFAULT_TIMEOUT)))
     return Rewards(terms, parents)
 
 
@@ -111,7 +111,10 @@ def find_reward(name: str, named: Mapping[str, Reward]) -> Reward:
         ) from None
     if name in WITH_A_PATH:
         raise ConfigError(f"reward {name!r} is named by what it is made from", hint=f"give {WITH_A_PATH[name]}")
-    return cast(Reward, kind.model_validate({}))  # another package's rule may come from a Part of its own
+    reward = kind.model_validate({})
+    if not callable(getattr(reward, "build", None)):
+        raise ExtensionError(f"{kind.__name__} is offered as the reward {name!r}, but has no build()")
+    return cast(Reward, reward)  # another package's rule may come from a Part of its own
 
 
 def short_name(name: str) -> str:

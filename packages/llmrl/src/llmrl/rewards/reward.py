@@ -7,6 +7,8 @@ A rule is a Part in the entry-point group `llmrl.reward`, so that another packag
 
         def build(self) -> RewardFunction:
             return lambda samples: [float("please" in sample.text) for sample in samples]
+
+A package that shall not need this one offers any other Part with such a `build`: what a Sample has, it is given.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +20,7 @@ from llmcore.extensions import Part
 from llmcore.records import Prompt
 
 GROUP = "llmrl.reward"
+DEFAULT_TIMEOUT = 60.0
 
 
 class Sample(NamedTuple):
@@ -40,7 +43,7 @@ RewardFunction = Callable[[Sequence[Sample]], Sequence[float | None]]
 class Reward(Part):
     """A rule that gives each completion one number."""
 
-    timeout: float = Field(60.0, gt=0)
+    timeout: float = Field(DEFAULT_TIMEOUT, gt=0)
     """Seconds that one call, for all completions of a rollout, may take."""
 
     def build(self) -> RewardFunction:

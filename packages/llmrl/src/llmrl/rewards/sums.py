@@ -10,7 +10,7 @@ from llmcore.errors import TrainingError
 from llmcore.manifest import Manifest
 from llmcore.train.distributed import ALONE, Ranks
 from llmrl.rewards.calling import call
-from llmrl.rewards.reward import RewardFunction, Sample
+from llmrl.rewards.reward import DEFAULT_TIMEOUT, RewardFunction, Sample
 
 
 class Term(NamedTuple):
@@ -19,7 +19,7 @@ class Term(NamedTuple):
     name: str
     weight: float
     function: RewardFunction
-    timeout: float = 60.0
+    timeout: float = DEFAULT_TIMEOUT
     """Seconds that one call may take."""
 
 

@@ -87,6 +87,15 @@ def test_any_step_of_a_run_is_replayed_to_the_bit(stage: str, line: Line, tmp_pa
     assert tree(out) == before
 
 
+@pytest.mark.parametrize("settings", [["train.dtype=fp16", "train.loss_scale_window=2"], ["train.ema=0.9"]])
+def test_precision_and_averages_are_replayed_to_the_bit(settings: list[str], line: Line, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(*command("pretrain", line), *settings, "--out", out, cwd=tmp_path).code == 0
+    replayed = run("llmcore", "replay", out, "--step", "6", "--json", cwd=tmp_path)
+    assert replayed.code == 0, replayed.err
+    assert json.loads(replayed.out)["identical"] == {"loss": True, "grad_norm": True}
+
+
 def test_a_replay_is_readable_and_its_inputs_may_have_moved(line: Line, tmp_path: Path) -> None:
     out, moved = tmp_path / "out", tmp_path / "elsewhere"
     tokens = tmp_path / "tokens"

@@ -11,8 +11,9 @@ from llmcore.losses import Batch, next_token_loss
 from llmcore.model.config import ModelConfig
 from llmcore.model.transformer import Transformer
 from llmcore.train.config import TrainConfig
+from llmcore.train.precision import LossScale
 from llmcore.train.probe import Probe
-from llmcore.train.replay import one_step
+from llmcore.train.replay import Figures, one_step
 
 IDS = torch.arange(18).view(2, 9) % 13
 BATCH = Batch(IDS, torch.ones_like(IDS, dtype=torch.bool).index_fill(1, torch.tensor([0]), False))
@@ -47,10 +48,16 @@ class BadBackward(torch.autograd.Function):
         return gradient * math.nan
 
 
+def take(model: Transformer) -> Figures:
+    return one_step(
+        model, [BATCH], next_token_loss, config=CONFIG, step=1, device=torch.device("cpu"), scale=LossScale()
+    )
+
+
 def probed(model: Transformer) -> Probe:
     probe = Probe(model)
     with probe:
-        one_step(model, [BATCH], next_token_loss, config=CONFIG, step=1, device=torch.device("cpu"))
+        take(model)
     return probe
 
 
@@ -78,8 +85,12 @@ def test_watching_changes_no_number_and_leaves_nothing_behind() -> None:
     watched, alone = tiny(), tiny()
     probe = Probe(watched)
     with probe:
-        seen = one_step(watched, [BATCH], next_token_loss, config=CONFIG, step=1, device=torch.device("cpu"))
-    assert seen == one_step(alone, [BATCH], next_token_loss, config=CONFIG, step=1, device=torch.device("cpu"))
+        seen = one_step(
+            watched, [BATCH], next_token_loss, config=CONFIG, step=1, device=torch.device("cpu"), scale=LossScale()
+        )
+    assert seen == one_step(
+        alone, [BATCH], next_token_loss, config=CONFIG, step=1, device=torch.device("cpu"), scale=LossScale()
+    )
     for one, other in zip(watched.parameters(), alone.parameters(), strict=True):
         assert one.grad is not None and other.grad is not None and torch.equal(one.grad, other.grad)
     assert probe.first is None

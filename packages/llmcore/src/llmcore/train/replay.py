@@ -12,6 +12,7 @@ import inspect
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, cast, get_type_hints
 
@@ -29,6 +30,7 @@ from llmcore.train.diverged import NotFiniteError
 from llmcore.train.loop import train_step
 from llmcore.train.metrics import read_metrics
 from llmcore.train.optim import set_rate
+from llmcore.train.precision import LossScale, loss_scale
 from llmcore.train.probe import Norms, Probe
 from llmcore.train.rehearsal import LossFunction
 from llmcore.train.retention import snapshot_paths
@@ -66,18 +68,28 @@ class Replay:
             restore_model(model, load_tensors(self.dump / "model.safetensors"), self.dump)
             batches: Sequence[Any] = dumped_batches(self.dump, loss_fn)
             recorded = recorded_in_dump(self.dump)
+            scale = LossScale(float(read_facts(self.dump).get("loss_scale", 1.0)))
         else:
-            batches = self.walk(run, model, source, loss_fn, config)
+            scale = loss_scale(placement.dtype, initial=config.loss_scale, growth_interval=config.loss_scale_window)
+            batches = self.walk(run, model, source, loss_fn, config, scale)
             rows = [int(row) for row in source.data_rows(self.step - 1)] if isinstance(source, Traceable) else []
             recorded = {**recorded_in_metrics(run.metrics_path, self.step), "rows": rows}
         probe = Probe(model)
         with probe:
-            found = one_step(model, batches, loss_fn, config=config, step=self.step, device=placement.device)
+            found = one_step(
+                model, batches, loss_fn, config=config, step=self.step, device=placement.device, scale=scale
+            )
         self.report(found, recorded, probe)
         raise Stopped(0)
 
     def walk(
-        self, run: Run, model: nn.Module, source: Source[Any], loss_fn: LossFunction, config: TrainConfig
+        self,
+        run: Run,
+        model: nn.Module,
+        source: Source[Any],
+        loss_fn: LossFunction,
+        config: TrainConfig,
+        scale: LossScale,
     ) -> Sequence[Any]:
         """Bring model and source to the step: its micro-batches."""
         paths = {step: path for step, path in snapshot_paths(run.snapshots).items() if step < self.step}
@@ -88,14 +100,14 @@ class Replay:
             snapshot = load_snapshot(paths[start])
             restore_model(model, snapshot.model, paths[start])
             restore_optimizer(model, optimizer, snapshot.optimizer, paths[start])
+            scale.restore(snapshot.loss_scale)
             state = snapshot.source
         steps = source.steps_from(start, state)
         device = run.resolve(config).device
         for step in range(start, self.step - 1):
             set_rate(optimizer, factor(step))
-            batches = next(steps)
-            torch.manual_seed(step_seed(config.seed, step))
-            train_step(model, optimizer, batches, loss_fn, clip=config.clip, device=device)
+            take = partial(train_step, model, optimizer, next(steps), loss_fn, clip=config.clip, device=device)
+            scale.take(take, seed=step_seed(config.seed, step))
         return next(steps)
 
     def report(self, found: Figures, recorded: Mapping[str, Any], probe: Probe) -> None:
@@ -126,9 +138,9 @@ def one_step(
     config: TrainConfig,
     step: int,
     device: torch.device,
+    scale: LossScale,
 ) -> Figures:
     """The figures of a step, whose gradients stay on the model and whose update is not made."""
-    torch.manual_seed(step_seed(config.seed, step - 1))
     losses: list[float] = []
 
     def noting(model: nn.Module, batch: Any) -> Any:
@@ -138,10 +150,11 @@ def one_step(
 
     still = cast(torch.optim.Optimizer, Still(config.optimizer.build(model, config.lr)))
     try:
-        result = train_step(model, still, batches, noting, clip=math.inf, device=device)
+        take = partial(train_step, model, still, batches, noting, clip=math.inf, device=device)
+        result = scale.take(take, seed=step_seed(config.seed, step - 1))
     except NotFiniteError as error:
         return Figures(error.losses, math.fsum(error.losses), error.grad_norm)
-    return Figures(losses, result.loss, result.grad_norm)
+    return Figures(losses[-len(batches) :], result.loss, result.grad_norm)
 
 
 class Still:

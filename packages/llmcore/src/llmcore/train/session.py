@@ -26,7 +26,7 @@ from llmcore.train.diverged import NotFiniteError, diverged
 from llmcore.train.ema import Average
 from llmcore.train.memory import memory_advice, peak_bytes
 from llmcore.train.metrics import MetricsFile, NoMetrics, read_metrics
-from llmcore.train.precision import loss_scale
+from llmcore.train.precision import LossScale, loss_scale
 from llmcore.train.probe import Probe
 from llmcore.train.profiling import Profiling
 from llmcore.train.rehearsal import LossFunction
@@ -234,7 +234,7 @@ class Session(Generic[M]):
                     self.run.folder / "nan-dump",
                     model=model,
                     micro_batches=micro_batches,
-                    facts=facts,
+                    facts=facts | ({"loss_scale": self.scale.value} if self.scale.value != 1 else {}),
                     rows=[int(row) for row in source.data_rows(self.step)] if isinstance(source, Traceable) else [],
                     first=self.find_first(model, loss_fn, micro_batches),
                 ) from None
@@ -252,7 +252,15 @@ class Session(Generic[M]):
 
         probe = Probe(model)
         with probe:
-            one_step(model, micro_batches, loss_fn, config=self.config, step=self.step + 1, device=self.device)
+            one_step(
+                model,
+                micro_batches,
+                loss_fn,
+                config=self.config,
+                step=self.step + 1,
+                device=self.device,
+                scale=LossScale(self.scale.value),
+            )
         return probe.first
 
     def advance(self, result: StepResult, *, lr: float) -> None:

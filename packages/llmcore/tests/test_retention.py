@@ -80,6 +80,13 @@ def test_the_artifact_is_the_last_or_the_best_and_says_so(tmp_path: Path) -> Non
     assert best.id != last.id
 
 
+def test_the_best_of_an_averaged_run_is_the_average_at_that_step(tmp_path: Path) -> None:
+    train(tmp_path, settings(keep_best=1, artifact="best", ema=0.9))
+    saved = load_file(tmp_path / "run/checkpoints/step-00000004/optimizer.safetensors")
+    found = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(saved[f"ema/{name}"], tensor) for name, tensor in found.items())
+
+
 def test_best_weights_without_a_best_checkpoint_are_refused() -> None:
     with pytest.raises(ValueError, match="set keep_best=1"):
         settings(artifact="best")

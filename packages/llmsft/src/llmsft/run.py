@@ -20,6 +20,7 @@ from llmcore.train.device import resolve_device
 from llmcore.train.loop import fit
 from llmcore.train.run import Run
 from llmcore.train.samples import Prompting
+from llmcore.train.schedule import warmup_steps
 from llmcore.train.source import FromFunction
 from llmsft.batches import ChatBatches, Order, Rows, epochs, training_rows
 from llmsft.config import SFTConfig
@@ -170,7 +171,10 @@ def facts(config: SFTConfig, start: Start) -> dict[str, str]:
     }
     if config.curriculum is not None:
         ramp = config.curriculum
-        found["curriculum"] = f"by {ramp.by.kind}, {ramp.pacing.kind} from {ramp.start:.0%}"
+        steps = warmup_steps(ramp.ramp, train.steps)
+        found["order"] = (
+            f"by {ramp.by.kind} · {ramp.start:.0%} of it at first, all from step {steps} ({ramp.pacing.kind})"
+        )
     return found
 
 

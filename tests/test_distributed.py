@@ -208,3 +208,28 @@ def test_under_torchrun_a_mistake_is_told_once(line: Line, tmp_path: Path) -> No
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
     assert done.stderr.count("error: 2 processes were started, but train.parallel is 'single'") == 1, done.stderr
     assert "Traceback" not in done.stderr.split("ChildFailedError")[0].split("error: 2 processes")[0]
+
+
+ENDS_EARLY = ["train.ema=0.8", "train.early_stopping.patience=1", "train.early_stopping.min_delta=100"]
+TOGETHER = {
+    "ddp muon": ["ddp", "train.optimizer.kind=muon", "train.optimizer.adamw.eps=1e-4", *ENDS_EARLY],
+    "fsdp recomputed": ["fsdp", "train.checkpoint_activations=true", *ENDS_EARLY],
+    "ddp fp16": ["ddp", "train.dtype=fp16", "train.loss_scale=32768", "train.loss_scale_window=2"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", TOGETHER)
+def test_average_early_stopping_scale_and_recomputed_blocks_on_two_ranks_equal_one(
+    case: str, line: Line, tmp_path: Path
+) -> None:
+    mode, *settings = TOGETHER[case]
+    words = [*command("pretrain", line), "train.steps=6", "train.micro_batch=4", *settings]
+    if "train.optimizer.kind=muon" in settings:
+        words.remove("train.optimizer.eps=1e-4")
+    alone = run(*words, "--out", tmp_path / "one", cwd=tmp_path)
+    assert alone.code == 0, alone.err
+    fine(*words, f"train.parallel={mode}", "--out", tmp_path / "two", cwd=tmp_path)
+    assert_same_run(tmp_path / "two", tmp_path / "one", tolerance=2e-6 if mode == "fsdp" else 2e-3)
+    if "early_stopping" in " ".join(settings):
+        assert [row["step"] for row in figures(tmp_path / "two")] == [1, 2, 3, 4]

@@ -105,3 +105,19 @@ def test_the_average_goes_on_with_the_run_to_the_bit(optimizer: Optimizer, tmp_p
     train(tmp_path / "parts", settings(optimizer=optimizer))
     for name in ("model.safetensors", "run/checkpoints/step-00000008/optimizer.safetensors"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_the_best_weights_are_those_that_were_evaluated(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, seen = nn.Linear(3, 1), []
+    config = settings(artifact="best", keep_best=1, eval_every=2)
+
+    def evaluate(model: nn.Linear) -> dict[str, float]:
+        seen.append(model.weight.detach().clone())
+        return {"loss": float(len(seen))}  # the first is the best
+
+    with Run(tmp_path / "out", made_by="test", config=config, quiet=True) as run:
+        fit(model, FromFunction(batch), squares, config, run, evaluate=evaluate)
+        run.finish(model)
+    assert torch.equal(load_file(tmp_path / "out/model.safetensors")["weight"], seen[0])
+    assert len(seen) == 4 and not torch.equal(seen[0], seen[-1])

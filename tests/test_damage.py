@@ -149,8 +149,8 @@ def read_reward(folder: Path) -> object:
 
 
 def read_snapshot(folder: Path) -> object:
-    progress, model, optimizer, source = load_snapshot(folder / SNAPSHOT)
-    return progress, digest(model), digest(optimizer), source
+    progress, model, optimizer, source, loss_scale = load_snapshot(folder / SNAPSHOT)
+    return progress, digest(model), digest(optimizer), source, loss_scale
 
 
 def go_on(folder: Path) -> object:

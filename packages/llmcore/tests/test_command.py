@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from llmcore import command
 from llmcore.command import as_typed, default_out, template
 from llmcore.config import load_config
-from llmcore.errors import ConfigError
+from llmcore.errors import ConfigError, LLMError
+from llmcore.train.distributed import LostContactError
 
 
 def test_a_run_is_named_after_its_stage_and_settings_file() -> None:
@@ -57,3 +59,27 @@ def test_a_settings_file_made_from_the_defaults_gives_the_defaults(tmp_path: Pat
     path.write_text("\n".join(template(TrainConfig())))
     assert load_config(TrainConfig, [str(path)]) == TrainConfig()
     assert 'watch = ["tensorboard"]' in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("rank", "error", "waits"),
+    [
+        ("0", ConfigError("a mistake"), False),
+        ("1", ConfigError("a mistake"), True),
+        ("0", LostContactError("the other is gone"), True),
+    ],
+)
+def test_of_processes_that_fail_together_those_that_only_follow_wait(
+    rank: str,
+    error: LLMError,
+    waits: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    command.let_the_cause_speak_first(error)
+    assert slept == ([command.PATIENCE] if waits else [])
+    assert capsys.readouterr().err == (f"process {rank} of 2:\n" if waits else "")

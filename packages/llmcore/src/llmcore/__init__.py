@@ -18,6 +18,7 @@ A map of the package; nothing is imported here, so that `--help` stays fast:
     losses       next-token loss and token log-probabilities, never all logits at once
     model/       the transformer and its parts
     generate/    sampling and the generation engine
+    evaluate/    tasks scored by log-likelihood
     huggingface/ Hugging Face folders, read and written
     train/       fit, optimizers, schedules, the run folder
     command      what every command-line program here shares

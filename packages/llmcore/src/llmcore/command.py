@@ -57,6 +57,18 @@ DeviceOption = Annotated[
 DtypeOption = Annotated[
     str, typer.Option("--dtype", metavar="auto|fp32|bf16", help="Precision of the activations; weights stay fp32.")
 ]
+TasksOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--tasks",
+        metavar="PATH",
+        help="Score by log-likelihood: BLiMP pairs, LAMBADA, multiple choice; a file, or a folder of sub-tasks; "
+        "may be given again. Without --data nothing else is measured.",
+    ),
+]
+TaskCountOption = Annotated[
+    int | None, typer.Option("--task-count", min=1, help="Score this many items of each task, drawn with a fixed seed.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
 

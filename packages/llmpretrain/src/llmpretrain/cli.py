@@ -15,6 +15,8 @@ from llmcore.command import (
     ResultJsonOption,
     ResumeOption,
     Settings,
+    TaskCountOption,
+    TasksOption,
     add_config_commands,
     add_plan_command,
     given,
@@ -58,11 +60,21 @@ def evaluate(
     checkpoint: Annotated[Path, typer.Argument(metavar="POLICY", help="A policy.")],
     data: DataOption = None,
     windows: Annotated[int | None, typer.Option(help="Score this many windows, spread evenly; all if absent.")] = None,
+    tasks: TasksOption = None,
+    task_count: TaskCountOption = None,
     device: DeviceOption = "auto",
     json: ResultJsonOption = False,
 ) -> None:
-    """Held-out loss and bits per byte, with a 95 % interval."""
+    """Held-out loss and bits per byte, and tasks scored by log-likelihood, with 95 % intervals.
+
+    [bold]Examples[/bold]
+
+      llmpretrain eval runs/pretrain-tiny
+
+      llmpretrain eval runs/pretrain-tiny --tasks blimp/data --tasks lambada.jsonl --task-count 1000
+    """
     from llmcore.checkpoint import load_checkpoint
+    from llmcore.evaluate.benchmark import report_all, report_lines, score_tasks
     from llmcore.shards import TokenShards
     from llmcore.train.device import place, resolve
     from llmpretrain.evaluate import held_out
@@ -70,12 +82,19 @@ def evaluate(
 
     loaded = load_checkpoint(checkpoint)
     place(loaded.model, resolve(device, "fp32"))
-    shards = TokenShards(tokens_folder(data), "valid", tokenizer=loaded.tokenizer)
-    found = held_out(loaded.model, shards, loaded.tokenizer, windows=windows)
+    results: dict[str, object] = {}
+    if data or not tasks:
+        shards = TokenShards(tokens_folder(data), "valid", tokenizer=loaded.tokenizer)
+        found = held_out(loaded.model, shards, loaded.tokenizer, windows=windows)
+        results = {**found._asdict(), "bits_per_byte": found.bits_per_byte._asdict()}
+        if not json:
+            print(f"loss {found.loss:.4f} nats/token · {found.bits_per_byte} bits per byte")
+    if tasks:
+        results["tasks"] = reports = report_all(score_tasks(loaded, tasks, count=task_count))
+        if not json:
+            print("\n".join(report_lines(reports)))
     if json:
-        print(json_library.dumps({**found._asdict(), "bits_per_byte": found.bits_per_byte._asdict()}))
-    else:
-        print(f"loss {found.loss:.4f} nats/token · {found.bits_per_byte} bits per byte")
+        print(json_library.dumps(results))
 
 
 def settings_class() -> type[Config]:

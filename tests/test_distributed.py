@@ -146,9 +146,8 @@ def test_settings_that_several_processes_cannot_share_are_refused(line: Line, tm
         first, second = start_ranks(*words, *settings, cwd=tmp_path)
         done = first.result()
         assert done.code == 2 and message in done.err, done.err
-        second.process.terminate()  # as torchrun does; it may have waited long enough to speak for itself
-        assert second.result().code in (143, 2)
-        assert second.result().err == "" or second.result().err.startswith("process 1 of 2:")
+        second.process.kill()  # as torchrun does, while it waits for the first to speak
+        second.process.join()
     assert not (tmp_path / "out").exists()
 
 

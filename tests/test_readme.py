@@ -1,7 +1,9 @@
-"""The README's tree is the real one, its commands are known, and every shipped settings file is valid."""
+"""Pages: links lead somewhere, commands are known, docs/tree.md is up to date, every shipped settings file is valid."""
 
 import re
 import shlex
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from llmcore.config import Config, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))
 
 
@@ -35,28 +38,15 @@ def test_settings_have_a_json_schema(kind: type[Config]) -> None:
     assert set(kind.model_json_schema()["properties"]) == set(kind.model_fields)
 
 
-def tree_paths() -> set[str]:
-    """The Python files that the README's tree names."""
-    block = README.split("## The tree")[1].split("```")[1]
-    found: set[str] = set()
-    folder = ""
-    for row in block.splitlines():
-        if match := re.match(r"^(packages/\S+/|tools/|tests/)", row):
-            folder = match[1]
-        elif match := re.match(r"^\s+(\S+?)(?:\.py)?\s{2,}", row):
-            found.add(folder + match[1])
-    return found
+def test_the_page_of_the_tree_is_up_to_date() -> None:
+    subprocess.run([sys.executable, ROOT / "tools" / "tree.py", "--check"], check=True)
 
 
-def test_the_tree_is_the_real_one() -> None:
-    real: set[str] = set()
-    for source in sorted((ROOT / "packages").glob("*/src/*")):
-        for path in source.rglob("*.py"):
-            relative = path.relative_to(source).with_suffix("").as_posix()
-            if not path.name.startswith("__"):
-                real.add(f"packages/{source.name}/{relative}")
-    real |= {f"tools/{path.stem}" for path in (ROOT / "tools").glob("*.py")}
-    assert tree_paths() == real
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+    missing = [link for link in links if not (page.parent / link).exists()]
+    assert not missing
 
 
 def commands() -> list[list[str]]:

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from llmcore.intervals import mean, ratio, share
+from llmcore.intervals import bootstrap, mean, ratio, share
 
 
 def test_share_against_known_values() -> None:
@@ -38,3 +38,11 @@ def test_intervals_cover_the_truth_as_often_as_they_say(kind: str) -> None:
         }[kind]()
         covered += found.low <= truth <= found.high
     assert 0.92 <= covered / 500 <= 0.98
+
+
+def test_the_bootstrap_of_a_mean_is_nearly_its_normal_interval_and_always_the_same() -> None:
+    values = np.random.default_rng(0).normal(3, 1, size=300)
+    found = bootstrap(np.stack([values, np.ones(300)], 1), lambda sums: float(sums[0] / sums[1]))
+    assert found.value == pytest.approx(float(values.mean()))
+    assert found == pytest.approx(mean(values), abs=0.02)
+    assert found == bootstrap(np.stack([values, np.ones(300)], 1), lambda sums: float(sums[0] / sums[1]))

@@ -9,17 +9,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from llmcore.evaluate import passes
+
 RIGHT_OR_WRONG = {0.0, 1.0}
 
 
 def pass_at(right: Tensor, samples: int, k: int) -> Tensor:
-    """(P·S,) -> (P,) the chance that one of k completions is right, from S >= k: 1 - C(S-c, k)/C(S, k).
-
-    The unbiased estimator of Chen et al. (arXiv:2107.03374). What could not be scored is not right.
-    """
+    """(P·S,) -> (P,) the chance that one of k completions is right, from S >= k; what was not scored is not right."""
     counts = right.nan_to_num(0.0).view(-1, samples).sum(1).tolist()
-    chances = [1 - math.comb(samples - int(count), k) / math.comb(samples, k) for count in counts]
-    return torch.tensor(chances, dtype=torch.float64)
+    return torch.tensor([passes.pass_at(int(count), samples, k) for count in counts], dtype=torch.float64)
 
 
 def pass_rates(terms: Mapping[str, Tensor], samples: int) -> dict[str, Tensor]:
@@ -27,8 +25,7 @@ def pass_rates(terms: Mapping[str, Tensor], samples: int) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, values in terms.items():
         if set(values[~values.isnan()].tolist()) <= RIGHT_OR_WRONG:
-            powers = [1 << i for i in range(samples.bit_length())]
-            found |= {f"pass@{k}/{name}": pass_at(values, samples, k) for k in powers}
+            found |= {f"pass@{k}/{name}": pass_at(values, samples, k) for k in passes.powers(samples)}
     return found
 
 

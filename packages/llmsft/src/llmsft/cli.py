@@ -15,6 +15,8 @@ from llmcore.command import (
     ResultJsonOption,
     ResumeOption,
     Settings,
+    TaskCountOption,
+    TasksOption,
     add_config_commands,
     add_plan_command,
     given,
@@ -63,40 +65,47 @@ def run(
 @app.command(name="eval")
 def evaluate(
     checkpoints: Annotated[
-        list[Path], typer.Argument(metavar="POLICY", help="Policies, compared on the same conversations.")
+        list[Path],
+        typer.Argument(metavar="POLICY", help="Policies, compared with the first: give the base model first."),
     ],
     data: DataOption = None,
-    count: Annotated[int, typer.Option(help="Held-out conversations to ask.")] = 500,
+    count: Annotated[int, typer.Option(min=1, help="Held-out conversations to ask.")] = 500,
+    samples: Annotated[int, typer.Option(min=1, help="Samples of each; several give pass@k.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
+    tasks: TasksOption = None,
+    task_count: TaskCountOption = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Ask a task's questions in the model's chat format, not as plain text.")
+    ] = False,
     device: DeviceOption = "auto",
     json: ResultJsonOption = False,
 ) -> None:
-    """Held-out loss and the share of right answers (exact text or the same Python literal), with 95 % intervals."""
-    from llmcore.checkpoint import load_checkpoint
-    from llmcore.records import Chat, load_records
-    from llmcore.train.device import place, resolve
-    from llmsft.evaluate import evaluate_chats
+    """Held-out loss, right answers, BLEU, ROUGE, pass@k, and tasks by log-likelihood, with 95 % intervals.
 
-    folder = Path(data) if data else command.builtin_data("chats")
-    chats = load_records(folder, Chat, "valid")[0][:count]
-    results = {}
-    for checkpoint in checkpoints:
-        loaded = load_checkpoint(checkpoint)
-        place(loaded.model, resolve(device, "fp32"))
-        found = evaluate_chats(loaded.model, chats, loaded.tokenizer, max_new_tokens=max_new_tokens)
-        results[str(checkpoint)] = {
-            **found._asdict(),
-            "sampled": found.sampled._asdict(),
-            "greedy": found.greedy._asdict(),
-        }
-        if not json:
-            print(
-                f"{checkpoint}: loss {found.loss:.4f} nats/token (perplexity {found.perplexity:.2f}) · right answers "
-                f"sampled {found.sampled.value:.1%} [{found.sampled.low:.1%}, {found.sampled.high:.1%}], "
-                f"greedy {found.greedy.value:.1%} [{found.greedy.low:.1%}, {found.greedy.high:.1%}] of {found.asked}"
-            )
-    if json:
-        print(json_library.dumps(results))
+    An answer is right if it has the wanted text, or is the same Python literal; `exact match` is the text alone.
+
+    [bold]Examples[/bold]
+
+      llmsft eval runs/pretrain-tiny runs/sft-tiny
+
+      llmsft eval runs/pretrain-tiny runs/sft-tiny --data my-chats.jsonl --samples 8
+
+      llmsft eval runs/pretrain-tiny runs/sft-tiny --tasks mmlu.jsonl --chat
+    """
+    from llmsft.compare import compare, report_lines
+
+    results = compare(
+        checkpoints,
+        data=Path(data) if data else None if tasks else command.builtin_data("chats"),
+        count=count,
+        samples=samples,
+        max_new_tokens=max_new_tokens,
+        tasks=tasks or [],
+        task_count=task_count,
+        chat=chat,
+        device=device,
+    )
+    print(json_library.dumps(results) if json else "\n".join(report_lines(results)))
 
 
 @app.command()

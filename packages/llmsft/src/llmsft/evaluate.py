@@ -1,38 +1,167 @@
-"""Held-out loss of a policy on chats, and how often its answers are right."""
+"""Held-out loss of policies on chats, how often their answers are right, and how far those repeat the wanted ones.
+
+Every figure comes with its 95 % interval over conversations. Policies answer the same conversations, so how a second
+one differs from the first is taken conversation by conversation.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from llmcore.chat import render_chat
+from llmcore.errors import DataError
+from llmcore.evaluate.passes import pass_at, powers
 from llmcore.generate.engine import generate
+from llmcore.generate.noise import sequence_seeds
 from llmcore.generate.sampling import Sampling
-from llmcore.intervals import Interval, share
+from llmcore.intervals import Interval, mean, ratio, share
 from llmcore.literals import same_literal
 from llmcore.losses import next_token_loss
 from llmcore.model.transformer import Transformer
 from llmcore.records import Chat
 from llmcore.tokenizer import Tokenizer
-from llmsft.batches import chat_batch, render_rows
+from llmsft import overlap
+from llmsft.batches import chat_batch, numbered_rows, render_rows
+from llmsft.reference import row_losses
 
 ROWS = 64
+Array = NDArray[np.float64]
 
 
-class ChatScores(NamedTuple):
-    """How a policy does on held-out conversations."""
+class Asked(NamedTuple):
+    """What one policy makes of N held-out conversations."""
 
-    loss: float
-    """Nats per trained token."""
-    perplexity: float
-    """exp(loss), over all tokens together."""
-    sampled: Interval
-    """Share of right answers, one sample each at temperature 1."""
-    greedy: Interval
-    """Share of right greedy answers."""
-    asked: int
-    """Conversations asked."""
+    wanted: list[str]
+    """(N,) the last assistant turns."""
+    nats: Array
+    """(N,) summed over the trained tokens that fit the context."""
+    tokens: Array
+    """(N,) how many those are."""
+    greedy: list[str]
+    """(N,) greedy answers; empty where the prompt fills the context."""
+    sampled: list[list[str]]
+    """(N, S) samples at temperature 1."""
+    repeats: overlap.Overlap | None
+    """The words that greedy answers share with the wanted ones; None without sacrebleu and rouge-score."""
+
+    @property
+    def right(self) -> dict[str, Array]:
+        """(N,) the share of right answers, sampled and greedy, and of greedy ones with exactly the wanted text."""
+        pairs = list(zip(self.greedy, self.wanted, strict=True))
+        samples = np.array(self.right_samples) / len(self.sampled[0])
+        greedy = [is_right(answer, wanted) for answer, wanted in pairs]
+        exact = [answer.strip() == wanted.strip() for answer, wanted in pairs]
+        return {"sampled": samples, "greedy": np.array(greedy, float), "exact_match": np.array(exact, float)}
+
+    @property
+    def passes(self) -> dict[str, Array]:
+        """(N,) pass@k for k = 1, 2, 4, …, where there are several samples."""
+        samples = len(self.sampled[0])
+        ks = powers(samples) if samples > 1 else []
+        return {f"pass@{k}": np.array([pass_at(right, samples, k) for right in self.right_samples]) for k in ks}
+
+    @property
+    def right_samples(self) -> list[int]:
+        """(N,) how many samples are right."""
+        return [sum(is_right(a, wanted) for a in some) for some, wanted in zip(self.sampled, self.wanted, strict=True)]
+
+
+def answerable(chats: Sequence[Chat]) -> list[Chat]:
+    """The conversations in which the assistant answers something, each up to its last answer.
+
+    Raises DataError where there is none.
+    """
+    found = []
+    for chat in chats:
+        answers = [place for place, message in enumerate(chat.messages) if message.role == "assistant" and place]
+        if answers:
+            found.append(chat.model_copy(update={"messages": chat.messages[: answers[-1] + 1]}))
+    if not found:
+        raise DataError(
+            f"none of {len(chats)} conversations has an answer of the assistant to ask for",
+            hint="give conversations with user and assistant turns",
+        )
+    return found
+
+
+def ask(
+    model: Transformer,
+    chats: Sequence[Chat],
+    tokenizer: Tokenizer,
+    *,
+    samples: int = 1,
+    max_new_tokens: int = 64,
+    tell: Callable[[int], None] = lambda _done: None,
+) -> Asked:
+    """Score conversations that end with an answer, and answer them, greedily and `samples` times at temperature 1.
+
+    `tell` hears how many answers came.
+    """
+    wanted = [chat.messages[-1].content for chat in chats]
+    nats, tokens = conversation_losses(model, chats, tokenizer)
+
+    def answer(temperature: float, times: int) -> list[list[str]]:
+        return several_answers(
+            model, chats, tokenizer, temperature=temperature, samples=times, max_new_tokens=max_new_tokens, tell=tell
+        )
+
+    sampled = answer(1.0, samples)
+    greedy = [some[0] for some in answer(0.0, 1)]
+    repeats = overlap.overlap(wanted, greedy) if overlap.installed() else None
+    return Asked(wanted, nats, tokens, greedy, sampled, repeats)
+
+
+def figures(asked: Asked) -> dict[str, object]:
+    """The figures of one policy, as JSON: `loss` in nats per trained token, `perplexity` of all tokens together, …"""
+    loss = ratio(asked.nats, asked.tokens)
+    found: dict[str, Interval] = {"loss_interval": loss, "perplexity_interval": Interval(*map(exponential, loss))}
+    for name, values in asked.right.items():
+        whole = name != "sampled" or len(asked.sampled[0]) == 1
+        found[name] = share(float(values.sum()), len(values)) if whole else mean(values)
+    found |= {name: mean(values) for name, values in asked.passes.items()}
+    found |= overlap.overlap_figures(asked.repeats) if asked.repeats else {}
+    return {
+        "loss": loss.value,
+        "perplexity": exponential(loss.value),
+        **as_json(found),
+        "asked": len(asked.wanted),
+        "tokens": int(asked.tokens.sum()),
+        **({"signatures": asked.repeats.signatures} if asked.repeats else {}),
+    }
+
+
+def gains(first: Asked, second: Asked) -> dict[str, object]:
+    """How the second policy differs from the first, conversation by conversation; a gain in loss is negative."""
+    found: dict[str, Interval] = {}
+    if np.array_equal(first.tokens, second.tokens):  # else their tokens are not the same
+        found["loss"] = ratio(second.nats - first.nats, first.tokens)
+    before, after = first.right | first.passes, second.right | second.passes
+    found |= {name: mean(after[name] - before[name]) for name in after}
+    if first.repeats and second.repeats:
+        found |= overlap.overlap_gains(first.repeats, second.repeats)
+    return as_json({f"gain/{name}": figure for name, figure in found.items()})
+
+
+def as_json(found: Mapping[str, Interval]) -> dict[str, object]:
+    return {name: figure._asdict() for name, figure in found.items()}
+
+
+def exponential(nats: float) -> float:
+    """A perplexity; beyond what a float holds, the largest that is no infinity."""
+    return math.exp(min(nats, 700))
+
+
+def conversation_losses(model: Transformer, chats: Sequence[Chat], tokenizer: Tokenizer) -> tuple[Array, Array]:
+    """(N,) nats and (N,) trained tokens of each conversation; 0 and 0 where no trained token fits the context."""
+    rows = numbered_rows(chats, tokenizer, max_length=model.config.context)
+    nats, tokens = np.zeros(len(chats)), np.zeros(len(chats))
+    tokens[rows.numbers] = [sum(row.mask[1:]) for row in rows.rendered]
+    nats[rows.numbers] = row_losses(model, rows.rendered, pad_id=tokenizer.pad_id) * tokens[rows.numbers]
+    return nats, tokens
 
 
 def chat_loss(model: Transformer, chats: Sequence[Chat], tokenizer: Tokenizer) -> float:
@@ -50,37 +179,45 @@ def chat_loss(model: Transformer, chats: Sequence[Chat], tokenizer: Tokenizer) -
 
 
 def answers(
+    model: Transformer, chats: Sequence[Chat], tokenizer: Tokenizer, *, temperature: float, max_new_tokens: int = 64
+) -> list[str]:
+    """The policy's answer to everything before the last assistant turn of each conversation."""
+    found = several_answers(model, chats, tokenizer, temperature=temperature, samples=1, max_new_tokens=max_new_tokens)
+    return [some[0] for some in found]
+
+
+def several_answers(
     model: Transformer,
     chats: Sequence[Chat],
     tokenizer: Tokenizer,
     *,
     temperature: float,
-    max_new_tokens: int = 64,
+    samples: int,
+    max_new_tokens: int,
     seed: int = 0,
-) -> list[str]:
-    """The policy's answer to everything before the last assistant turn of each conversation."""
+    tell: Callable[[int], None] = lambda _done: None,
+) -> list[list[str]]:
+    """(N, S) answers without prompt and end-of-turn; empty where the prompt fills the context, as nothing follows."""
     prompts = [render_chat(chat.messages[:-1], tokenizer, generation_prompt=True).ids for chat in chats]
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    found: list[str] = []
-    for i in range(0, len(prompts), 2 * ROWS):
-        samples = generate(model, prompts[i : i + 2 * ROWS], sampling, stop_ids=tokenizer.stop_ids)
-        found += [tokenizer.decode(sample[0].ids) for sample in samples]
+    found: list[list[str]] = [[""] * samples for _ in chats]
+    fitting = [number for number, prompt in enumerate(prompts) if len(prompt) < model.config.context]
+    for i in range(0, len(fitting), 2 * ROWS):
+        numbers = fitting[i : i + 2 * ROWS]
+        completions = generate(
+            model,
+            [prompts[number] for number in numbers],
+            sampling,
+            stop_ids=tokenizer.stop_ids,
+            num_samples=samples,
+            seeds=sequence_seeds(seed, [number * samples + one for number in numbers for one in range(samples)]),
+        )
+        for number, some in zip(numbers, completions, strict=True):
+            found[number] = [tokenizer.decode(one.ids) for one in some]
+        tell(len(numbers) * samples)
     return found
 
 
 def is_right(answer: str, wanted: str) -> bool:
     """Exact match of the text, or the same Python literal written otherwise."""
     return answer.strip() == wanted.strip() or same_literal(answer, wanted)
-
-
-def evaluate_chats(
-    model: Transformer, chats: Sequence[Chat], tokenizer: Tokenizer, *, max_new_tokens: int = 64
-) -> ChatScores:
-    """Loss on all conversations, and the share of right answers, sampled and greedy."""
-    loss = chat_loss(model, chats, tokenizer)
-    shares = []
-    for temperature in (1.0, 0.0):
-        given = answers(model, chats, tokenizer, temperature=temperature, max_new_tokens=max_new_tokens)
-        right = sum(is_right(a, chat.messages[-1].content) for a, chat in zip(given, chats, strict=True))
-        shares.append(share(right, len(chats)))
-    return ChatScores(loss, math.exp(min(loss, 700)), shares[0], shares[1], len(chats))

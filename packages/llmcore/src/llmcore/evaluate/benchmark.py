@@ -36,13 +36,13 @@ Tell = Callable[[int], None]
 
 
 def score_tasks(
-    policy: Checkpoint, paths: Sequence[Path], *, count: int | None = None, chat: bool = False, quiet: bool = False
+    policy: Checkpoint, paths: Sequence[Path], *, count: int | None = None, chat: bool = False
 ) -> list[Result]:
     """Every task under one model; of each `count` items, drawn with a fixed seed, or all; a bar on stderr."""
     tasks = [thinned(read_task(path), count) for path in paths]
     found = []
     for task in tasks:
-        with progress(task.name, len(task.items), quiet=quiet) as tell:
+        with progress(task.name, len(task.items)) as tell:
             found.append(score_task(policy, task, chat=chat, tell=tell))
     return found
 
@@ -162,10 +162,10 @@ def figures_of(found: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def progress(name: str, total: int, *, quiet: bool) -> Iterator[Tell]:
+def progress(name: str, total: int) -> Iterator[Tell]:
     """A bar on stderr where that is a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn(Path(name).name), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(name, total=total)
         yield lambda done: bar.advance(task, done)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from llmcore.checkpoint import save_model
+from llmcore.evaluate.likelihood import likelihoods
+from llmcore.evaluate.options import Scored
 from llmcore.generate.engine import generate
 from llmcore.generate.sampling import Sampling
 from llmcore.huggingface.writing import export_hf
@@ -105,6 +107,15 @@ def test_its_scores_are_those_of_float64(story: Story) -> None:
         assert (best.values - torch.tensor([score for _, score in wanted])).abs().max() < 1e-4
         nll = -token_logprobs(story.model, ids).mean()
     assert abs(float(nll) - story.known["mean_nll_first_128"]) < 1e-5
+
+
+def test_its_known_ids_are_what_greedy_decoding_says_wherever_they_are_cut(story: Story) -> None:
+    ids = [BOS, *story.known["ids"][:128]]
+    family = [Scored(ids, start) for start in (1, 40, 128)]
+    other = Scored([*ids[:-1], ids[-1] + 1], 128)
+    [found] = likelihoods(story.model, [[*family, other]], pad_id=0)
+    assert [one.greedy for one in found] == [True, True, True, False]
+    assert abs(-found[0].total / 128 - story.known["mean_nll_first_128"]) < 1e-5
 
 
 def test_its_export_reproduces_them_too(story: Story, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from llmcore.tokenizer import Tokenizer
 from llmcore.train.config import TrainConfig
 from llmcore.train.loop import train_step
 from llmcore.train.optim import AdamW
+from llmsft.answers import answers
 from llmsft.batches import ChatBatches, training_rows
-from llmsft.evaluate import answers
 from llmsft.loss import sft_loss
 
 TOKENIZER = Tokenizer.byte_level()

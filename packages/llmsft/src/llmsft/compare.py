@@ -10,7 +10,8 @@ from llmcore.evaluate import benchmark
 from llmcore.records import Chat, load_records
 from llmcore.train.device import place, resolve
 from llmsft import overlap
-from llmsft.evaluate import Asked, answerable, ask, figures, gains
+from llmsft.answers import answerable
+from llmsft.evaluate import Asked, ask, figures, gains
 
 SHARES = ("exact_match", "sampled", "greedy", "pass@")
 

@@ -12,19 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llmcore.chat import render_chat
-from llmcore.errors import DataError
 from llmcore.evaluate.passes import pass_at, powers
-from llmcore.generate.engine import generate
-from llmcore.generate.noise import sequence_seeds
-from llmcore.generate.sampling import Sampling
 from llmcore.intervals import Interval, mean, ratio, share
-from llmcore.literals import same_literal
 from llmcore.losses import next_token_loss
 from llmcore.model.transformer import Transformer
 from llmcore.records import Chat
 from llmcore.tokenizer import Tokenizer
 from llmsft import overlap
+from llmsft.answers import is_right, several_answers
 from llmsft.batches import chat_batch, numbered_rows, render_rows
 from llmsft.reference import row_losses
 
@@ -68,24 +63,6 @@ class Asked(NamedTuple):
     def right_samples(self) -> list[int]:
         """(N,) how many samples are right."""
         return [sum(is_right(a, wanted) for a in some) for some, wanted in zip(self.sampled, self.wanted, strict=True)]
-
-
-def answerable(chats: Sequence[Chat]) -> list[Chat]:
-    """The conversations in which the assistant answers something, each up to its last answer.
-
-    Raises DataError where there is none.
-    """
-    found = []
-    for chat in chats:
-        answers = [place for place, message in enumerate(chat.messages) if message.role == "assistant" and place]
-        if answers:
-            found.append(chat.model_copy(update={"messages": chat.messages[: answers[-1] + 1]}))
-    if not found:
-        raise DataError(
-            f"none of {len(chats)} conversations has an answer of the assistant to ask for",
-            hint="give conversations with user and assistant turns",
-        )
-    return found
 
 
 def ask(
@@ -176,48 +153,3 @@ def chat_loss(model: Transformer, chats: Sequence[Chat], tokenizer: Tokenizer) -
             loss = next_token_loss(model, batch.to(device))
             nats, tokens = nats + float(loss.total), tokens + loss.count
     return nats / tokens
-
-
-def answers(
-    model: Transformer, chats: Sequence[Chat], tokenizer: Tokenizer, *, temperature: float, max_new_tokens: int = 64
-) -> list[str]:
-    """The policy's answer to everything before the last assistant turn of each conversation."""
-    found = several_answers(model, chats, tokenizer, temperature=temperature, samples=1, max_new_tokens=max_new_tokens)
-    return [some[0] for some in found]
-
-
-def several_answers(
-    model: Transformer,
-    chats: Sequence[Chat],
-    tokenizer: Tokenizer,
-    *,
-    temperature: float,
-    samples: int,
-    max_new_tokens: int,
-    seed: int = 0,
-    tell: Callable[[int], None] = lambda _done: None,
-) -> list[list[str]]:
-    """(N, S) answers without prompt and end-of-turn; empty where the prompt fills the context, as nothing follows."""
-    prompts = [render_chat(chat.messages[:-1], tokenizer, generation_prompt=True).ids for chat in chats]
-    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    found: list[list[str]] = [[""] * samples for _ in chats]
-    fitting = [number for number, prompt in enumerate(prompts) if len(prompt) < model.config.context]
-    for i in range(0, len(fitting), 2 * ROWS):
-        numbers = fitting[i : i + 2 * ROWS]
-        completions = generate(
-            model,
-            [prompts[number] for number in numbers],
-            sampling,
-            stop_ids=tokenizer.stop_ids,
-            num_samples=samples,
-            seeds=sequence_seeds(seed, [number * samples + one for number in numbers for one in range(samples)]),
-        )
-        for number, some in zip(numbers, completions, strict=True):
-            found[number] = [tokenizer.decode(one.ids) for one in some]
-        tell(len(numbers) * samples)
-    return found
-
-
-def is_right(answer: str, wanted: str) -> bool:
-    """Exact match of the text, or the same Python literal written otherwise."""
-    return answer.strip() == wanted.strip() or same_literal(answer, wanted)

@@ -1,6 +1,10 @@
 """Tensors on disk: a safetensors file, written durably, and mapped rather than read."""
 
 import hashlib
+import os
+import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,20 +14,37 @@ from torch import Tensor
 
 from llmcore.errors import ArtifactError
 from llmcore.manifest import damaged
-from llmcore.storage import TEMPORARY, sha256_file, sync_folder, sync_tree
+from llmcore.storage import TEMPORARY, disk_error, sha256_file, sync_folder, sync_tree
 
 HASH_BYTES = 1 << 20
+OS_ERROR = re.compile(r"os error (\d+)")
+"""How safetensors, which is written in Rust, ends its sentence about a disk that refused."""
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write one safetensors file durably: temporary name, fsync, mode by the umask, rename."""
     scratch = path.with_name(f"{TEMPORARY}{path.name}")
-    scratch.mkdir(exist_ok=True)
-    save_file(tensors, scratch / path.name, metadata={"format": "pt", **(metadata or {})})
-    sync_tree(scratch)
-    (scratch / path.name).replace(path)
-    scratch.rmdir()
-    sync_folder(path.parent)
+    try:
+        scratch.mkdir(exist_ok=True)
+        write_safetensors(scratch / path.name, tensors, metadata)
+        sync_tree(scratch)
+        (scratch / path.name).replace(path)
+        scratch.rmdir()
+        sync_folder(path.parent)
+    except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise disk_error(path, error) from error
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write one safetensors file in place, not durably; a disk that refuses it is an OSError, as elsewhere."""
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt", **(metadata or {})})
+    except SafetensorError as error:
+        number = OS_ERROR.search(str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def load_tensors(path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from llmcore.config import Config
 from llmcore.errors import ArtifactError, ConfigError, DataError
-from llmcore.storage import read_regular
+from llmcore.storage import read_regular, write_durably
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as LibraryTokenizer
@@ -106,9 +106,9 @@ class Tokenizer:
             raise ArtifactError(f"{folder / TOKENIZER_FILE}: {error.message}", hint=error.hint) from None
 
     def save(self, folder: Path | str) -> list[str]:
-        """Write both files and return their names."""
+        """Write both files durably and return their names."""
         for name, data in self.files().items():
-            (Path(folder) / name).write_bytes(data)
+            write_durably(Path(folder) / name, data)
         return list(self.files())
 
     def files(self) -> dict[str, bytes]:

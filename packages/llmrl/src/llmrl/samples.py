@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from llmcore.storage import disk_error
+from llmcore.train.samples import forget_after
 from llmrl.rollout import Rollout, number_or_none
 
 SHOWN_CHARACTERS = 160
@@ -38,11 +40,8 @@ class SampleLog:
 
     def start(self, step: int) -> None:
         """Drop the lines of steps that will come again."""
-        if self.path is None or not self.path.exists():
-            return
-        whole = [line for line in self.path.read_text(encoding="utf-8").split("\n")[:-1] if line]
-        kept = [line for line in whole if json.loads(line)["step"] <= step]
-        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        if self.path is not None:
+            forget_after(self.path, step)
 
     def add(
         self, step: int, rollout: Rollout, rewards: dict[str, Tensor], total: Tensor, advantages: Tensor | None = None
@@ -65,8 +64,11 @@ class SampleLog:
                     "advantage": None if advantages is None else number_or_none(advantages[i]),
                 }
             )
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        except OSError as error:
+            raise disk_error(self.path, error) from error
         for line in lines[: self.shown]:
             self.say(sample_line(line))
 

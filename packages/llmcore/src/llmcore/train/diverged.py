@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llmcore.errors import TrainingError
 from llmcore.storage import commit_directory, remove_durably
+from llmcore.tensors import write_safetensors
 from llmcore.train.snapshot import model_state
 
 ROWS_TOLD = 8
@@ -83,8 +83,8 @@ def dump(
     }
     told = {**facts, "losses": [str(loss) for loss in error.losses], "grad_norm": str(error.grad_norm), "norms": norms}
     with commit_directory(path) as scratch:
-        save_file(tensors, scratch / "batches.safetensors")
-        save_file(model_state(model), scratch / "model.safetensors")
+        write_safetensors(scratch / "batches.safetensors", tensors)
+        write_safetensors(scratch / "model.safetensors", model_state(model))
         (scratch / "step.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
 
 

@@ -1,7 +1,7 @@
 """What a model says while it learns: `run/samples.jsonl`, seeded, so that only the weights differ."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from llmcore.model.transformer import Transformer
 from llmcore.storage import disk_error, write_durably
 from llmcore.tokenizer import Tokenizer
 from llmcore.train.config import TrainConfig
+from llmcore.train.metrics import parse_row
 
 TEMPERATURE = 0.8
 
@@ -39,9 +40,7 @@ class Sampler:
 
     def start(self, step: int) -> None:
         """Drop what was written of steps that will come again."""
-        if self.path.exists():
-            kept = [line for line in whole_lines(self.path) if json.loads(line)["step"] <= step]
-            write_durably(self.path, "".join(f"{line}\n" for line in kept).encode())
+        forget_after(self.path, step)
 
     def sample(self, model: nn.Module, step: int) -> list[tuple[str, str]]:
         """What the model says now: pairs of a prompt and its continuation, also added to the file."""
@@ -76,6 +75,9 @@ def sampler_of(
     return Sampler(path, prompting, tokenizer, config)
 
 
-def whole_lines(path: Path) -> Iterator[str]:
-    """The lines of a file, without half a one at its end."""
-    yield from (line for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line)
+def forget_after(path: Path, step: int) -> None:
+    """Drop from a file of samples the steps that will come again, and the lines that a power failure left damaged."""
+    if path.exists():
+        rows = [(line, parse_row(line)) for line in path.read_bytes().split(b"\n")[:-1]]
+        kept = [line for line, row in rows if row is not None and row["step"] <= step]
+        write_durably(path, b"".join(line + b"\n" for line in kept))

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from llmcore.config import Config, first_problem
 from llmcore.errors import ArtifactError
 from llmcore.storage import read_regular, sync_tree
+from llmcore.tensors import write_safetensors
 from llmcore.train.distributed import Ranks
 
 LARGEST_INDEX = 64 << 20
@@ -72,7 +72,7 @@ def save_parts(folder: Path, name: str, tensors: Mapping[str, Tensor], ranks: Ra
     held = {key: piece for key, piece in pieces.items() if piece.held}
     mine = folder / f"rank-{ranks.rank}"
     mine.mkdir()
-    save_file({key: piece.tensor for key, piece in held.items()}, mine / file, metadata={"format": "pt"})
+    write_safetensors(mine / file, {key: piece.tensor for key, piece in held.items()})
     sync_tree(mine)
     (mine / file).rename(folder / file)
     mine.rmdir()

@@ -18,14 +18,13 @@ from typing import NamedTuple
 
 import torch
 from pydantic import Field, JsonValue, ValidationError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llmcore.config import Config, first_problem
 from llmcore.errors import ArtifactError, LLMError, TrainingError
 from llmcore.manifest import read_manifest, verify_artifact, write_manifest
 from llmcore.storage import check_free_space, commit_directory, read_regular
-from llmcore.tensors import all_finite, load_tensors
+from llmcore.tensors import all_finite, load_tensors, write_safetensors
 from llmcore.train.distributed import ALONE, Ranks
 from llmcore.train.retention import step_name
 from llmcore.train.sharded import StoredTensors, is_cut, local_part, save_parts
@@ -102,7 +101,7 @@ def save_snapshot(folder: Path, snapshot: Snapshot, *, made_by: str, ranks: Rank
             if cut and name != "source":
                 files += save_parts(scratch, name, tensors, ranks)
             elif ranks.main:
-                save_file(dict(tensors), scratch / f"{name}.safetensors", metadata={"format": "pt"})
+                write_safetensors(scratch / f"{name}.safetensors", tensors)
                 files.append(f"{name}.safetensors")
         if not ranks.main:
             return path

@@ -107,6 +107,8 @@ def start_ranks(*words: str | Path, cwd: Path, size: int = 2) -> list[Child]:
 def start(*words: str | Path, cwd: Path, site: Path | None = None, environment: dict[str, str] | None = None) -> Child:
     """Start a command line in a child of the fork server; `site` holds further installed packages (see outside.py)."""
     output = Path(tempfile.mkdtemp(dir=cwd, prefix=".output-"))
+    for name in ("out", "err"):
+        (output / name).touch()
     line = [str(word) for word in words]
     process = SERVER.Process(target=enter, args=(line, str(cwd), str(output), site, environment or {}))
     process.start()

@@ -468,8 +468,14 @@ def test_a_second_interrupt_ends_the_process_at_once(tmp_path: Path) -> None:
 
 
 @forking
-def test_a_signal_ends_an_evaluation_which_is_made_up_for_later(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [1, 4])
+def test_a_signal_ends_an_evaluation_which_is_made_up_for_later(number: int, tmp_path: Path) -> None:
+    """Also that of the last step, without which the run is not finished."""
+    calls = iter(range(1, 9))
+
     def slow(model: nn.Module) -> dict[str, float]:
+        if next(calls) < number:
+            return evaluate(model)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
         return {}
@@ -478,7 +484,9 @@ def test_a_signal_ends_an_evaluation_which_is_made_up_for_later(tmp_path: Path) 
     began = time.monotonic()
     assert in_child(lambda: train(tmp_path / "out", evaluation=slow)) == 143
     assert time.monotonic() - began < 10
-    assert [row["step"] for row in history(tmp_path / "out") if "val_loss" in row] == []
+    evaluated = [row["step"] for row in history(tmp_path / "out") if "val_loss" in row]
+    assert evaluated == [2, 4, 6][: number - 1]
+    assert not (tmp_path / "out/manifest.json").exists()
     train(tmp_path / "out")
     assert_same_run(tmp_path / "out", tmp_path / "whole")
 

@@ -72,6 +72,7 @@ class Session(Generic[M]):
         self.placement = run.resolve(config)
         self.device = self.placement.device
         self.stop = StopRequest()
+        self.put_off = False
         self.snapshot = run.load()
         self.progress = self.snapshot.progress if self.snapshot else Progress()
         self.saved_step = self.progress.step if self.snapshot else None
@@ -338,7 +339,8 @@ class Session(Generic[M]):
             figures = {f"val_{name}": float(value) for name, value in function(model).items()}
         self.model.train()
         everyone = self.ranks.gather(figures)
-        if None not in everyone:
+        self.put_off = None in everyone
+        if not self.put_off:
             self.record({"step": self.step, **everyone[0]})
 
     def refuse_best(self) -> None:
@@ -381,14 +383,14 @@ class Session(Generic[M]):
             self.retention.prune(self.run.snapshots)
 
     def end(self, optimizer: torch.optim.Optimizer, source_state: Callable[[], SourceState | None]) -> None:
-        """Save the last step; leave by SystemExit if it is not the last of the run."""
+        """Save the last step; leave by SystemExit if the run is not over, or its last evaluation was put off."""
         if self.saved_step != self.step:
             self.save(optimizer, source_state())
         self.run.note(self.progress, self.metrics.last, peak=peak_bytes(self.device))
         reason = self.ends_early()
         if reason is not None:
             self.run.view.say(f"ended at step {self.step} of {self.config.steps}: {reason}")
-        elif self.step < self.config.steps:
+        elif self.step < self.config.steps or self.put_off:
             self.run.view.pause()
             self.run.view.say(
                 f"stopped at step {self.step} of {self.config.steps}: give the same command again to go on"

@@ -11,6 +11,7 @@ from llmcore.generate.sampling import Sampling, choose_tokens, chosen_logprobs, 
 from llmcore.generate.stops import StopStrings
 from llmcore.model.cache import Cache
 from llmcore.model.rolling import allocate_cache
+from llmcore.model.sharing import SharedCache
 from llmcore.model.step import Step
 from llmcore.tokenizer import Tokenizer
 
@@ -88,13 +89,15 @@ class Decoding:
         return len(self.rows) == 0
 
     @torch.no_grad()
-    def read_prompts(self, prompts: Sequence[Sequence[int]], samples: int) -> tuple[Cache, Tensor]:
+    def read_prompts(self, prompts: Sequence[Sequence[int]], samples: int) -> tuple[Cache | SharedCache, Tensor]:
         """The cache and the scores (B, V) of the first new token; each prompt is read once for all its samples."""
         longest = max(map(len, prompts))
+        columns = longest + self.steps - 1
+        shared = samples > 1 and self.read_token.shares(columns)
         cache = allocate_cache(
             self.model.config,
             len(prompts),
-            self.read_token.capacity(longest + self.steps - 1),
+            longest if shared else self.read_token.capacity(columns),
             dtype=self.model.activation_dtype,
             device=self.device,
         )
@@ -109,9 +112,12 @@ class Decoding:
                 ids[:, piece], attended=None if attended is None else attended[:, piece], cache=cache
             )
         scores = self.model.scores(hidden[:, -1])
-        if samples > 1:
-            cache.repeat(samples)
-            scores = scores.repeat_interleave(samples, 0)
+        if samples == 1:
+            return cache, scores
+        scores = scores.repeat_interleave(samples, 0)
+        if shared:
+            return SharedCache(cache, samples=samples, columns=self.steps - 1), scores
+        cache.repeat(samples)
         return cache, scores
 
     @torch.inference_mode()

@@ -17,6 +17,7 @@ from llmcore.model.linear import Linear
 from llmcore.model.masks import Mask, Sight
 from llmcore.model.norms import RMSNorm
 from llmcore.model.positions import Rotation
+from llmcore.model.sharing import SharedColumn
 
 
 class Around(NamedTuple):
@@ -32,7 +33,7 @@ class Around(NamedTuple):
 class Here(NamedTuple):
     """What all layers share where one more token of each row is read."""
 
-    column: Column | WholeColumn
+    column: Column | WholeColumn | SharedColumn
     rotation: Rotation | None
     """Of (B, H, C)."""
 
@@ -47,6 +48,10 @@ class Attention(Part):
     It may have a `prepare(dtype)`, which gives an `AttentionStep`: the same, quicker, for one token of each row, on
     weights of its own (`model/step.py`).
     """
+
+    def shares(self, device: torch.device) -> bool:  # noqa: ARG002 - the default is for all devices
+        """Whether its `AttentionStep` can read prompts that rows share, and is faster so on this device."""
+        return False
 
     def build(self, width: int, layer: int) -> nn.Module:
         raise NotImplementedError(f"{type(self).__name__} must define build")
@@ -125,6 +130,9 @@ class GroupedQuery(Attention):
     def products(self, width: int) -> int:
         return 2 * self.heads * self.head_size(width)
 
+    def shares(self, device: torch.device) -> bool:
+        return self.backend.shares(device)
+
     def sight(self) -> Sight:
         return Sight(causal=self.causal, window=self.window, sinks=self.sinks)
 
@@ -172,7 +180,7 @@ class GroupedQueryLayer(nn.Module):
 
     def prepare(self, dtype: torch.dtype) -> AttentionStep:
         heads, kv_heads, head_width, layer = self.config.heads, self.config.kv_heads, self.head_width, self.layer
-        attend, scores = self.config.backend.attend_one, Scores(self.scale, self.config.soft_cap)
+        backend, scores = self.config.backend, Scores(self.scale, self.config.soft_cap)
         qkv, out = self.qkv.prepare(dtype), self.out.prepare(dtype)
         norm = self.normed if self.config.qk_norm != "off" else None
 
@@ -182,9 +190,8 @@ class GroupedQueryLayer(nn.Module):
             turning = turning if norm is None else norm(turning)
             turning = turning if here.rotation is None else here.rotation.apply(turning)
             values = fused.narrow(1, heads + kv_heads, kv_heads)
-            keys, values = here.column.write(layer, turning.narrow(1, heads, kv_heads), values)  # (B·Hkv, S, C)
-            queries = turning.narrow(1, 0, heads).to(keys.dtype)
-            mixed = attend(queries, keys, values, mask=here.column.mask, scores=scores)
+            queries, keys = turning.narrow(1, 0, heads), turning.narrow(1, heads, kv_heads)
+            mixed = here.column.attend(layer, queries, keys, values, backend=backend, scores=scores)
             return out(mixed.to(dtype), onto)
 
         return step

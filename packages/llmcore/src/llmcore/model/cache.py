@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from llmcore.model.backends.contract import Backend, Scores
 from llmcore.model.masks import Mask, Sight, build_mask
 
 if TYPE_CHECKING:
@@ -36,10 +37,21 @@ class Column(NamedTuple):
     values: Sequence[Tensor]
     mask: Mask
 
+    def attend(
+        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, *, backend: Backend, scores: Scores
+    ) -> Tensor:
+        """Put (B, Hkv, C) of one layer in their place; return what queries (B, H, C) take from all they see: (B, H·Cv).
+
+        Where the cache keeps no values, they are the first numbers of the keys.
+        """
+        seen, worth = self.write(layer, keys, values)
+        return backend.attend_one(
+            queries.to(seen.dtype), seen, values_of(seen, worth, values), mask=self.mask, scores=scores
+        )
+
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Put (B, H, C) of one layer in their place; return all that the token sees."""
         self.new_keys[layer].copy_(keys)
-        self.new_values[layer].copy_(values)
+        self.new_values[layer].copy_(values[..., : self.new_values[layer].shape[-1]])
         return self.keys[layer], self.values[layer]
 
 
@@ -54,10 +66,25 @@ class WholeColumn(NamedTuple):
     mask: Mask
     """Of the columns up to this one."""
 
+    def attend(
+        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, *, backend: Backend, scores: Scores
+    ) -> Tensor:
+        """Put (B, Hkv, C) of one layer in their place; return what queries (B, H, C) take from all they see."""
+        seen, worth = self.write(layer, keys, values)
+        return backend.attend_one(
+            queries.to(seen.dtype), seen, values_of(seen, worth, values), mask=self.mask, scores=scores
+        )
+
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         for store, new in ((self.all_keys[layer], keys), (self.all_values[layer], values)):
+            new = new[..., : store.shape[-1]]
             store.index_copy_(2, self.place, new.unsqueeze(2).to(store.dtype))
         return self.all_keys[layer].flatten(0, 1), self.all_values[layer].flatten(0, 1)
+
+
+def values_of(keys: Tensor, values: Tensor, like: Tensor) -> Tensor:
+    """The values, or the first numbers of the keys where none are kept of such as `like`."""
+    return values if values.shape[-1] else keys[..., : like.shape[-1]]
 
 
 class Cache:

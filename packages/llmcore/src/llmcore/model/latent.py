@@ -63,6 +63,9 @@ class MultiHeadLatent(Attention):
     def products(self, width: int) -> int:
         return self.heads * (self.content_width + self.rotary_width + self.value_width)
 
+    def shares(self, device: torch.device) -> bool:
+        return self.backend.shares(device)
+
     def sight(self) -> Sight:
         return Sight(causal=self.causal, window=self.window, sinks=self.sinks)
 
@@ -124,11 +127,10 @@ class LatentLayer(nn.Module):
                 turned = here.rotation.apply(torch.cat([rotary, rotary_key.unsqueeze(1)], 1))  # (B, H + 1, R)
                 rotary, rotary_key = turned[:, :-1], turned[:, -1]
             key = torch.cat([latent_norm(latent), rotary_key], -1).unsqueeze(1)  # (B, 1, L + R)
-            keys, _ = here.column.write(layer, key, key[..., :0])  # (B, S, L + R)
             brought = torch.bmm(content.transpose(0, 1), make_keys).transpose(0, 1)  # (B, H, L)
-            asked, values = torch.cat([brought, rotary], -1).to(keys.dtype), keys[..., : config.latent_width]
-            mixed = config.backend.attend_one(asked, keys, values, mask=here.column.mask, scores=scores).to(dtype)
-            mixed = mixed.view(len(x), config.heads, -1).transpose(0, 1)  # (H, B, L)
+            asked, values = torch.cat([brought, rotary], -1), key[..., : config.latent_width]
+            mixed = here.column.attend(layer, asked, key, values, backend=config.backend, scores=scores)
+            mixed = mixed.to(dtype).view(len(x), config.heads, -1).transpose(0, 1)  # (H, B, L)
             return out(torch.bmm(mixed, make_values.transpose(1, 2)).transpose(0, 1).flatten(1), onto)
 
         return step

@@ -26,6 +26,7 @@ from llmcore.model.masks import Mask
 from llmcore.model.norms import NormStep, prepare_norm
 from llmcore.model.positions import Rotation
 from llmcore.model.products import ONEDNN_FROM_ROWS, FloatProducts, Product
+from llmcore.model.sharing import SharedCache
 from llmcore.model.transformer import PreNorm, Transformer
 
 COMPILED_COLUMNS = 64
@@ -58,17 +59,25 @@ class Step:
         self.project = (model.embedding if model.head is None else model.head).prepare(dtype)
         self.compiled = compile_blocks() if compiled and self.blocks is not None else None
 
-    def __call__(self, tokens: Tensor, cache: Cache) -> Tensor:
+    def shares(self, columns: int) -> bool:
+        """Whether samples of so many columns are better read with a `SharedCache`."""
+        attention, device = self.model.config.attention, self.model.head_weight().device
+        window = self.sight.window
+        whole = window is None or columns <= window
+        return whole and self.blocks is not None and self.compiled is None and attention.shares(device)
+
+    def __call__(self, tokens: Tensor, cache: Cache | SharedCache) -> Tensor:
         if tokens.device.type == "cpu" and len(tokens) < ONEDNN_FROM_ROWS:
             with FloatProducts():
                 return self.read(tokens, cache)
         return self.read(tokens, cache)
 
-    def read(self, tokens: Tensor, cache: Cache) -> Tensor:
+    def read(self, tokens: Tensor, cache: Cache | SharedCache) -> Tensor:
         ids = tokens.unsqueeze(1)
         positions = None if cache.padding is None else cache.next_position.unsqueeze(1)
         column = None if self.blocks is None else cache.column(self.sight)
         if self.blocks is None or column is None:
+            assert isinstance(cache, Cache), "only prepared steps share prompts"
             return self.model.scores(self.model.hidden(ids, positions=positions, cache=cache)[:, -1])
         x = self.model.embed(ids, cache.length, positions)  # (B, 1, D)
         rotation = self.model.positions.rotation(x, cache.length, positions)

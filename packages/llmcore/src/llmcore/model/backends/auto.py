@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from llmcore.model.backends.contract import Backend, Scores
+from llmcore.model.backends.contract import Backend, Prefix, Scores
 from llmcore.model.backends.matmul import Matmul
 from llmcore.model.backends.sdpa import SDPA
 from llmcore.model.masks import Mask
@@ -43,3 +43,9 @@ class Auto(Backend):
     def attend_one(self, queries: Tensor, keys: Tensor, values: Tensor, *, mask: Mask, scores: Scores) -> Tensor:
         backend = PRODUCTS if queries.device.type == "cpu" or scores.soft_cap is not None else FUSED
         return backend.attend_one(queries, keys, values, mask=mask, scores=scores)
+
+    def shares(self, device: torch.device) -> bool:
+        return PRODUCTS.shares(device)
+
+    def attend_shared(self, queries: Tensor, keys: Tensor, values: Tensor, *, prefix: Prefix, scores: Scores) -> Tensor:
+        return PRODUCTS.attend_shared(queries, keys, values, prefix=prefix, scores=scores)

@@ -4,6 +4,7 @@ import importlib
 from types import ModuleType
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from llmcore.errors import ExtensionError
@@ -29,6 +30,20 @@ class Needs(NamedTuple):
     """Whether values have another width than keys."""
 
 
+class Prefix(NamedTuple):
+    """What several rows see before their own keys: P prompts of one layer, and who continues them."""
+
+    keys: Tensor
+    """(Hkv·P, S, C)."""
+    values: Tensor
+    hidden: Tensor | None
+    """(Hkv·P, 1, S) -inf where a prompt has padding, else 0."""
+    sitting: Tensor | None
+    """(P·G,) which row each of a prompt's G seats is for; none: the rows in their order."""
+    seats: Tensor | None
+    """(B,) the seat of each row; none with the former."""
+
+
 class Backend(Part):
     """The contract: queries (B, H, T, C), keys (B, Hkv, S, C), values (B, Hkv, S, Cv) -> (B, T, H·Cv).
 
@@ -44,6 +59,14 @@ class Backend(Part):
         """One query of each row: (B, H, C), keys (B·Hkv, S, C), values (B·Hkv, S, Cv) -> (B, H·Cv)."""
         keys, values = (x.view(len(queries), -1, *x.shape[1:]) for x in (keys, values))  # (B, Hkv, S, ·)
         return self.attend(queries.unsqueeze(2), keys, values, mask=mask, scores=scores)[0].squeeze(1)
+
+    def shares(self, device: torch.device) -> bool:  # noqa: ARG002 - the default is for all devices
+        """Whether it has `attend_shared`, and that is the faster way on this device."""
+        return False
+
+    def attend_shared(self, queries: Tensor, keys: Tensor, values: Tensor, *, prefix: Prefix, scores: Scores) -> Tensor:
+        """The same of rows that share prompts: (B, H, C), their own keys (Hkv·B, T, C) and values -> (B, H·Cv)."""
+        raise NotImplementedError(f"{type(self).__name__} must define attend_shared")
 
     def check(self, needs: Needs) -> None:
         """Raise a ValueError where it lacks one of the needs; asked when settings are read."""

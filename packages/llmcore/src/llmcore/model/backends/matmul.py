@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmcore.model.backends.contract import Backend, Scores, merge_heads
+from llmcore.model.backends.contract import Backend, Prefix, Scores, merge_heads
 from llmcore.model.masks import Mask
 from llmcore.model.products import FloatProducts
 
@@ -40,17 +40,51 @@ class Matmul(Backend):
         with FloatProducts():
             return mix(grouped, keys, values, bias=bias, scores=scores).view(len(queries), -1)
 
+    def shares(self, device: torch.device) -> bool:
+        return device.type == "cpu"
+
+    def attend_shared(self, queries: Tensor, keys: Tensor, values: Tensor, *, prefix: Prefix, scores: Scores) -> Tensor:
+        rows, kv_heads = len(queries), len(keys) // len(queries)
+        grouped = queries.view(rows, kv_heads, -1, queries.shape[-1]).transpose(0, 1).contiguous()  # (Hkv, B, R, C)
+        with FloatProducts():
+            mixed = mix_shared(grouped, keys, values, prefix=prefix, scores=scores)
+        return mixed.transpose(0, 1).reshape(rows, -1)
+
 
 def mix(queries: Tensor, keys: Tensor, values: Tensor, *, bias: Tensor | None, scores: Scores) -> Tensor:
     """(B·Hkv, G·T, C), (B·Hkv, S, C), (B·Hkv, S, Cv), what is added to the scores -> (B·Hkv, G·T, Cv)."""
-    across = keys.transpose(1, 2)  # (B·Hkv, C, S)
-    if scores.soft_cap is not None:
-        similarity = scores.soft_cap * torch.tanh(queries @ across * (scores.scale / scores.soft_cap))
-        similarity = similarity if bias is None else similarity + bias
-    elif bias is not None:
-        similarity = torch.baddbmm(bias, queries, across, alpha=scores.scale)  # (B·Hkv, G·T, S)
-    else:
-        similarity = torch.bmm(queries * scores.scale, across)
-    weights = torch.softmax(similarity, dim=-1)
+    weights = torch.softmax(compare(queries, keys, bias=bias, scores=scores), dim=-1)
     weights = F.dropout(weights, scores.dropout) if scores.dropout else weights
     return torch.bmm(weights, values)
+
+
+def compare(queries: Tensor, keys: Tensor, *, bias: Tensor | None, scores: Scores) -> Tensor:
+    """(N, M, C), (N, S, C), what is added -> (N, M, S): the scores before the softmax."""
+    across = keys.transpose(1, 2)  # (N, C, S)
+    if scores.soft_cap is not None:
+        similarity = scores.soft_cap * torch.tanh(queries @ across * (scores.scale / scores.soft_cap))
+        return similarity if bias is None else similarity + bias
+    if bias is not None:
+        return torch.baddbmm(bias, queries, across, alpha=scores.scale)
+    return torch.bmm(queries * scores.scale, across)
+
+
+def mix_shared(queries: Tensor, keys: Tensor, values: Tensor, *, prefix: Prefix, scores: Scores) -> Tensor:
+    """(Hkv, B, R, C), own keys (Hkv·B, T, C), own values (Hkv·B, T, Cv), prompts -> (Hkv, B, R, Cv).
+
+    One product for all the rows of a prompt, one for each row's own keys, and a softmax over both.
+    """
+    heads, rows, shared, width = queries.shape
+    prompts, length, value_width = prefix.values.shape
+    seated = queries if prefix.sitting is None else queries[:, prefix.sitting]  # (Hkv, P·G, R, C)
+    before = compare(seated.view(prompts, -1, width), prefix.keys, bias=prefix.hidden, scores=scores)
+    before = before.view(heads, -1, shared, length)  # (Hkv, P·G, R, S)
+    before = before if prefix.seats is None else before[:, prefix.seats]
+    own = compare(queries.view(heads * rows, shared, width), keys, bias=None, scores=scores)
+    weights = torch.softmax(torch.cat([before, own.view(heads, rows, shared, -1)], -1), dim=-1)  # (Hkv, B, R, S + T)
+    seated = weights if prefix.sitting is None else weights[:, prefix.sitting]
+    mixed = torch.bmm(seated.view(prompts, -1, weights.shape[-1]).narrow(2, 0, length), prefix.values)
+    mixed = mixed.view(heads, -1, shared, value_width)
+    mixed = mixed if prefix.seats is None else mixed[:, prefix.seats]
+    weights = weights.view(heads * rows, shared, -1).narrow(2, length, keys.shape[1])
+    return mixed.view(heads * rows, shared, -1).baddbmm_(weights, values).view(heads, rows, shared, -1)

@@ -3,7 +3,9 @@
 import json
 import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -151,6 +153,38 @@ def test_settings_that_change_no_update_may_change(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole")
     went_on = train(tmp_path / "out", log_every=2, save_every=1, eval_every=6, keep=4)
     assert went_on.files == whole.files
+
+
+def without(tree: object, *names: str) -> object:
+    """Settings without those of some names, at any depth."""
+    if not isinstance(tree, dict):
+        return tree
+    return {name: without(value, *names) for name, value in tree.items() if name not in names}
+
+
+def edit_identity(out: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = out / "run" / "run.json"
+    identity = json.loads(path.read_text())
+    identity["config"] = change(identity["config"])
+    path.write_text(json.dumps(identity))
+
+
+def test_a_run_from_before_some_settings_goes_on_with_their_defaults(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        train(tmp_path / "old", stop_after=3)
+    edit_identity(tmp_path / "old", lambda config: without(config, "ema", "parallel", "watch", "fused", "task"))
+    changed = StageConfig(task="difference", train=TRAIN)
+    with pytest.raises(ConfigError, match="task is 'difference', it was 'sum'"):
+        train(tmp_path / "old", changed)
+    assert train(tmp_path / "old").id == train(tmp_path / "new").id
+
+
+def test_a_run_with_a_setting_that_is_gone_is_refused_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        train(tmp_path, stop_after=3)
+    edit_identity(tmp_path, lambda config: {**config, "bygone": 3})
+    with pytest.raises(ConfigError, match="bygone is not set, it was 3"):
+        train(tmp_path)
 
 
 def test_auto_is_resolved_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

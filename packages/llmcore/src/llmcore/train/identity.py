@@ -75,6 +75,7 @@ def read_identity(path: Path) -> Identity:
 def check_same_run(out: Path, *, found: Identity, wanted: Identity, config: Config) -> None:
     """Raise ConfigError with both values of everything that differs and may not."""
     safe = set(safe_paths(config))
+    found = with_new_settings(found, type(config))
     differences = [
         f"{name} is {shown(new)}, it was {shown(old)}"
         for name, old, new in compare(flat(found), flat(wanted))
@@ -85,6 +86,15 @@ def check_same_run(out: Path, *, found: Identity, wanted: Identity, config: Conf
             f"{out} holds another run: {'; '.join(differences)} (run/{NAME})",
             hint="give the settings it was started with, or choose another --out",
         )
+
+
+def with_new_settings(found: Identity, kind: type[Config]) -> Identity:
+    """An identity with the defaults of settings that came after it: what a run did before it could say so."""
+    try:
+        config = plain_config(kind.model_validate(found.config))
+    except ValidationError:  # it had settings that are gone: they are told as differences
+        return found
+    return found.model_copy(update={"config": json.loads(json.dumps(config))})
 
 
 def safe_paths(config: Config, prefix: str = "") -> Iterator[str]:

@@ -89,6 +89,8 @@ def test_a_killed_stage_ends_in_the_identical_model(stage: str, line: Line, few:
     check_killed_equals_whole(command(stage, line, few), tmp_path)
 
 
+OPTIMIZERS = ("adamw", "muon", "sgd")
+
 VARIANTS = {
     "muon bf16 ema": ["train.optimizer=muon", "train.dtype=bf16", "train.ema=0.9"],
     "adamw fp16": ["train.dtype=fp16", "train.loss_scale=32768", "train.loss_scale_window=2"],
@@ -102,16 +104,22 @@ def test_a_killed_run_goes_on_with_its_optimizer_average_and_scale(
     check_killed_equals_whole([*command(stage, line, few), *VARIANTS[variant]], tmp_path)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stage", "dtype", "optimizer"), list(itertools.product(STAGES, ("fp32", "bf16", "fp16"), ("adamw", "muon", "sgd")))
-)
+def every_case() -> list[object]:
+    """Every stage in every precision with every optimizer; a third of them, in which every pair occurs, is CI's."""
+    numbered = itertools.product(enumerate(STAGES), enumerate(("fp32", "bf16", "fp16")), enumerate(OPTIMIZERS))
+    return [
+        pytest.param(stage, dtype, name, marks=pytest.mark.slow if (i + j + k) % 3 == 0 else pytest.mark.nightly)
+        for (i, stage), (j, dtype), (k, name) in numbered
+    ]
+
+
+@pytest.mark.parametrize(("stage", "dtype", "optimizer"), every_case())
 def test_every_stage_goes_on_in_every_precision_with_every_optimizer(
     stage: str, dtype: str, optimizer: str, line: Line, few: Few, tmp_path: Path
 ) -> None:
     """The average is part of every second case; recomputed blocks of every third."""
     words = [*command(stage, line, few), f"train.dtype={dtype}", f"train.optimizer={optimizer}"]
-    number = STAGES.index(stage) + ("adamw", "muon", "sgd").index(optimizer)
+    number = STAGES.index(stage) + OPTIMIZERS.index(optimizer)
     words += ["train.ema=0.8"] * (number % 2) + ["train.checkpoint_activations=true"] * (number % 3 == 0)
     check_killed_equals_whole([*words, "train.loss_scale_window=2"], tmp_path)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from llmcore.checkpoint import Checkpoint, load_checkpoint, save_model
-from llmcore.evaluate.benchmark import report, report_all, report_lines, score_task, score_tasks
+from llmcore.evaluate.benchmark import read_tasks, report, report_all, report_lines, score_task, score_tasks
 from llmcore.evaluate.passes import pass_at
 from llmcore.evaluate.tasks import Item, Option, Task
 from llmcore.intervals import share
@@ -80,12 +80,18 @@ def test_two_models_are_compared_item_by_item(policies: dict[str, Checkpoint], t
     rows = [{"sentence_good": "aaa", "sentence_bad": "aba"}, {"sentence_good": "aba", "sentence_bad": "aaa"}] * 20
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    first, second = (score_tasks(policies[name], [path]) for name in ("uniform", "echo"))
+    first, second = (score_tasks(policies[name], read_tasks([path])) for name in ("uniform", "echo"))
     gain = report_all(second, first=first)[str(path)]["gain/accuracy"]
     assert gain["value"] == 0.5 and gain["low"] == pytest.approx(0.343, abs=1e-3)
-    few = score_tasks(policies["echo"], [path], count=7)
-    assert few[0].task.items == score_tasks(policies["uniform"], [path], count=7)[0].task.items
-    assert len(few[0].judged) == 7
+
+
+def test_a_count_draws_the_same_items_every_time(tmp_path: Path) -> None:
+    path = tmp_path / "words.txt"
+    path.write_text("".join(f"say {n}\n" for n in range(40)))
+    [few], [again], [whole] = (read_tasks([path], count=count) for count in (20, 20, 99))
+    numbers = [int(item.options[0].continuation) for item in few.items]
+    assert few == again and len(whole.items) == 40
+    assert numbers == sorted(set(numbers)) and len(numbers) == 20 and len({n % 2 for n in numbers}) == 2
 
 
 def test_a_chat_model_is_asked_in_its_format_and_pairs_never_are(policies: dict[str, Checkpoint]) -> None:

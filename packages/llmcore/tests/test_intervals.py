@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from llmcore.intervals import bootstrap, mean, ratio, share
+from llmcore.intervals import Interval, bootstrap, exponential, mean, ratio, share
 
 
 def test_share_against_known_values() -> None:
@@ -46,3 +46,8 @@ def test_the_bootstrap_of_a_mean_is_nearly_its_normal_interval_and_always_the_sa
     assert found.value == pytest.approx(float(values.mean()))
     assert found == pytest.approx(mean(values), abs=0.02)
     assert found == bootstrap(np.stack([values, np.ones(300)], 1), lambda sums: float(sums[0] / sums[1]))
+
+
+def test_what_is_infinite_is_null_in_json() -> None:
+    assert exponential(Interval(0.0, -math.inf, 800.0)) == (1.0, 0.0, math.inf)
+    assert mean([3.0]).as_json() == {"value": 3.0, "low": None, "high": None}

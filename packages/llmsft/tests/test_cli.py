@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llmcore.checkpoint import save_model
+from llmcore.errors import ConfigError
 from llmcore.manifest import write_manifest
 from llmcore.model.config import ModelConfig
 from llmcore.records import Chat, Message, write_records
@@ -68,3 +69,10 @@ def test_without_the_text_libraries_the_rest_is_measured(folder: Path, monkeypat
     [found] = json.loads(shown.stdout).values()
     assert "greedy" in found and not {"bleu", "rouge1", "signatures"} & found.keys()
     assert "llmsft[text]" in shown.stderr
+
+
+def test_options_that_would_do_nothing_are_refused(folder: Path) -> None:
+    (folder / "pairs.jsonl").write_text('{"sentence_good": "a", "sentence_bad": "b"}\n')
+    data = ["--data", str(folder / "chats.jsonl")]
+    for words in ([*data, "--chat"], [*data, "--task-count", "3"], ["--tasks", str(folder / "pairs.jsonl"), "--chat"]):
+        assert isinstance(evaluated(folder, *words).exception, ConfigError), words

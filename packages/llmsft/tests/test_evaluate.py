@@ -1,9 +1,11 @@
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 
+from llmcore.errors import DataError
 from llmcore.intervals import mean, share
 from llmcore.losses import next_token_loss
 from llmcore.model.config import ModelConfig
@@ -96,3 +98,11 @@ def test_a_prompt_that_fills_the_context_is_answered_by_nothing() -> None:
     long = Chat(messages=(Message(role="user", content="q" * 99), Message(role="assistant", content="a")))
     found = ask(model, [CHATS[0], long], TOKENIZER, max_new_tokens=4)
     assert found.greedy[1] == "" and found.tokens[1] == 0 and found.tokens[0] > 0
+    with pytest.raises(DataError, match="no answer of 1 conversations begins within .* 48 tokens"):
+        ask(model, [long], TOKENIZER)
+
+
+def test_one_conversation_has_figures_that_json_can_hold() -> None:
+    model = ModelConfig(vocab_size=260, width=16, depth=1, context=64).build(seed=0)
+    found = figures(ask(model, CHATS[:1], TOKENIZER, max_new_tokens=2, samples=2))
+    assert json.loads(json.dumps(found, allow_nan=False)) == found and found["loss_interval"]["low"] is None

@@ -22,6 +22,10 @@ class Interval(NamedTuple):
     def __str__(self) -> str:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
+    def as_json(self) -> dict[str, float | None]:
+        """By name; null for what is infinite or unknown, which JSON has no number for."""
+        return {name: value if math.isfinite(value) else None for name, value in self._asdict().items()}
+
 
 def share(right: float, count: int) -> Interval:
     """A share of `count` with its score interval (Wilson, 1927), which stays inside [0, 1]."""
@@ -46,6 +50,11 @@ def ratio(above: ArrayLike, below: ArrayLike) -> Interval:
     spread = mean(numerator - value * denominator)
     half = (spread.high - spread.value) / float(denominator.mean())
     return Interval(value, value - half, value + half)
+
+
+def exponential(nats: Interval) -> Interval:
+    """A perplexity from its logarithm; what no float can hold is infinite."""
+    return Interval(*(math.inf if value > 700 else math.exp(value) for value in nats))
 
 
 def bootstrap(

@@ -74,23 +74,24 @@ def evaluate(
       llmpretrain eval runs/pretrain-tiny --tasks blimp/data --tasks lambada.jsonl --task-count 1000
     """
     from llmcore.checkpoint import load_checkpoint
-    from llmcore.evaluate.benchmark import report_all, report_lines, score_tasks
+    from llmcore.evaluate.benchmark import read_tasks, report_all, report_lines, score_tasks
     from llmcore.shards import TokenShards
     from llmcore.train.device import place, resolve
     from llmpretrain.evaluate import held_out
     from llmpretrain.run import tokens_folder
 
+    given_tasks = read_tasks(tasks or [], count=task_count)
     loaded = load_checkpoint(checkpoint)
     place(loaded.model, resolve(device, "fp32"))
     results: dict[str, object] = {}
-    if data or not tasks:
+    if data or not given_tasks:
         shards = TokenShards(tokens_folder(data), "valid", tokenizer=loaded.tokenizer)
         found = held_out(loaded.model, shards, loaded.tokenizer, windows=windows)
         results = {**found._asdict(), "bits_per_byte": found.bits_per_byte._asdict()}
         if not json:
             print(f"loss {found.loss:.4f} nats/token · {found.bits_per_byte} bits per byte")
-    if tasks:
-        results["tasks"] = reports = report_all(score_tasks(loaded, tasks, count=task_count))
+    if given_tasks:
+        results["tasks"] = reports = report_all(score_tasks(loaded, given_tasks))
         if not json:
             print("\n".join(report_lines(reports)))
     if json:

@@ -29,6 +29,7 @@ def compare(
     device: str = "auto",
 ) -> dict[str, dict[str, Any]]:
     """By checkpoint: the figures of conversations (where there is `data`), of tasks, and the gains over the first."""
+    given = benchmark.read_tasks(tasks, count=task_count, chat=chat)
     chats = answerable(load_records(data, Chat, "valid")[0][:count]) if data else []
     if chats and not overlap.installed():
         print("BLEU and ROUGE are left out: pip install 'llmsft[text]' brings what computes them", file=sys.stderr)
@@ -43,8 +44,8 @@ def compare(
             asked = questioned(policy, folder, chats, samples=samples, max_new_tokens=max_new_tokens)
             entry |= figures(asked) | (gains(first, asked) if first else {})
             first = first or asked
-        if tasks:
-            results = benchmark.score_tasks(policy, tasks, count=task_count, chat=chat)
+        if given:
+            results = benchmark.score_tasks(policy, given, chat=chat)
             entry["tasks"] = benchmark.report_all(results, first=first_results)
             first_results = first_results or results
         found[str(folder)] = entry
@@ -81,7 +82,7 @@ def report_lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 def told(found: Mapping[str, Any], name: str) -> str:
     """A figure with its interval: shares in percent, differences with their sign."""
-    value, low, high = found[name].values()
     sign = "+" if name.startswith("gain/") else ""
     digits = ".1%" if name.removeprefix("gain/").startswith(SHARES) else ".3f" if "bleu" not in name else ".1f"
-    return "{} [{}, {}]".format(*(format(number, sign + digits) for number in (value, low, high)))
+    shown, low, high = ("?" if number is None else format(number, sign + digits) for number in found[name].values())
+    return f"{shown} [{low}, {high}]"

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from llmcore.errors import DataError
 from llmcore.evaluate.passes import pass_at, powers
-from llmcore.intervals import Interval, mean, ratio, share
+from llmcore.intervals import Interval, exponential, mean, ratio, share
 from llmcore.losses import next_token_loss
 from llmcore.model.transformer import Transformer
 from llmcore.records import Chat
@@ -95,7 +96,7 @@ def ask(
 def figures(asked: Asked) -> dict[str, object]:
     """The figures of one policy, as JSON: `loss` in nats per trained token, `perplexity` of all tokens together, …"""
     loss = ratio(asked.nats, asked.tokens)
-    found: dict[str, Interval] = {"loss_interval": loss, "perplexity_interval": Interval(*map(exponential, loss))}
+    found: dict[str, Interval] = {"loss_interval": loss, "perplexity_interval": exponential(loss)}
     for name, values in asked.right.items():
         whole = name != "sampled" or len(asked.sampled[0]) == 1
         found[name] = share(float(values.sum()), len(values)) if whole else mean(values)
@@ -103,7 +104,7 @@ def figures(asked: Asked) -> dict[str, object]:
     found |= overlap.overlap_figures(asked.repeats) if asked.repeats else {}
     return {
         "loss": loss.value,
-        "perplexity": exponential(loss.value),
+        "perplexity": math.exp(min(loss.value, 700)),
         **as_json(found),
         "asked": len(asked.wanted),
         "tokens": int(asked.tokens.sum()),
@@ -124,17 +125,20 @@ def gains(first: Asked, second: Asked) -> dict[str, object]:
 
 
 def as_json(found: Mapping[str, Interval]) -> dict[str, object]:
-    return {name: figure._asdict() for name, figure in found.items()}
-
-
-def exponential(nats: float) -> float:
-    """A perplexity; beyond what a float holds, the largest that is no infinity."""
-    return math.exp(min(nats, 700))
+    return {name: figure.as_json() for name, figure in found.items()}
 
 
 def conversation_losses(model: Transformer, chats: Sequence[Chat], tokenizer: Tokenizer) -> tuple[Array, Array]:
-    """(N,) nats and (N,) trained tokens of each conversation; 0 and 0 where no trained token fits the context."""
+    """(N,) nats and (N,) trained tokens of each conversation; 0 and 0 where no trained token fits the context.
+
+    Raises DataError if none does.
+    """
     rows = numbered_rows(chats, tokenizer, max_length=model.config.context)
+    if not rows.numbers:
+        raise DataError(
+            f"no answer of {len(chats)} conversations begins within the model's context ({model.config.context} tokens)",
+            hint="give shorter conversations, or a model with a longer context",
+        )
     nats, tokens = np.zeros(len(chats)), np.zeros(len(chats))
     tokens[rows.numbers] = [sum(row.mask[1:]) for row in rows.rendered]
     nats[rows.numbers] = row_losses(model, rows.rendered, pad_id=tokenizer.pad_id) * tokens[rows.numbers]

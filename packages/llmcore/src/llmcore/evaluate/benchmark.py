@@ -5,7 +5,6 @@ it; of a choice, it beats every other by Σ log p, by that per byte of the choic
 figures: the sum favours short choices, the others correct for length). A tie is wrong.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +15,11 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from llmcore.checkpoint import Checkpoint
+from llmcore.errors import ConfigError
 from llmcore.evaluate.likelihood import Likelihood, likelihoods
 from llmcore.evaluate.options import chat_rows, text_rows
 from llmcore.evaluate.tasks import Item, Task, read_task
-from llmcore.intervals import Interval, mean, share
+from llmcore.intervals import exponential, mean, share
 
 
 class Result(NamedTuple):
@@ -35,16 +35,31 @@ class Result(NamedTuple):
 Tell = Callable[[int], None]
 
 
-def score_tasks(
-    policy: Checkpoint, paths: Sequence[Path], *, count: int | None = None, chat: bool = False
-) -> list[Result]:
-    """Every task under one model; of each `count` items, drawn with a fixed seed, or all; a bar on stderr."""
+def read_tasks(paths: Sequence[Path], *, count: int | None = None, chat: bool = False) -> list[Task]:
+    """Tasks from files and folders, of each `count` items, drawn with a fixed seed, or all.
+
+    Raises DataError for what cannot be read, ConfigError where `count` or `chat` would do nothing.
+    """
     tasks = [thinned(read_task(path), count) for path in paths]
+    if count is not None and not tasks:
+        raise ConfigError(f"--task-count {count!r} without a task", hint="add --tasks PATH")
+    if chat and not any(map(asks, tasks)):
+        raise ConfigError("--chat without a task of questions, which a chat model could be asked", hint="leave it out")
+    return tasks
+
+
+def score_tasks(policy: Checkpoint, tasks: Sequence[Task], *, chat: bool = False) -> list[Result]:
+    """Every task under one model, with a bar on stderr."""
     found = []
     for task in tasks:
         with progress(task.name, len(task.items)) as tell:
             found.append(score_task(policy, task, chat=chat, tell=tell))
     return found
+
+
+def asks(task: Task) -> bool:
+    """Whether its items are questions."""
+    return all(item.question is not None for item in task.items)
 
 
 def thinned(task: Task, count: int | None) -> Task:
@@ -58,8 +73,7 @@ def thinned(task: Task, count: int | None) -> Task:
 def score_task(policy: Checkpoint, task: Task, *, chat: bool = False, tell: Tell = lambda _done: None) -> Result:
     """One task under one model; with `chat`, questions are put in the model's chat format."""
     model, tokenizer = policy.model, policy.tokenizer
-    as_chat = chat and all(item.question is not None for item in task.items)
-    rows = (chat_rows if as_chat else text_rows)(task.items, tokenizer, context=model.config.context)
+    rows = (chat_rows if chat and asks(task) else text_rows)(task.items, tokenizer, context=model.config.context)
     found = likelihoods(model, [row.options for row in rows], pad_id=tokenizer.pad_id, tell=tell)
     judged = [judge(task, item, scores) if scores else None for item, scores in zip(task.items, found, strict=True)]
     return Result(task, judged, sum(row.cut for row in rows))
@@ -116,12 +130,13 @@ def summarise(
         summary["chance"] = float(np.mean([1 / count for count in options]))
     for name in known[0][1] if known else ():
         values = [found[name] for _, found in known]
-        summary[name] = (mean(values) if name == "nats" else share(sum(values), len(values)))._asdict()
-    if "nats" in summary:
-        summary["perplexity"] = Interval(*(math.exp(min(nats, 700)) for nats in summary["nats"].values()))._asdict()
+        figure = mean(values) if name == "nats" else share(sum(values), len(values))
+        summary[name] = figure.as_json()
+        if name == "nats":
+            summary["perplexity"] = exponential(figure).as_json()
     gains = [found["accuracy"] - old["accuracy"] for number, found in known if (old := before[number]) is not None]
     if gains:
-        summary["gain/accuracy"] = mean(gains)._asdict()
+        summary["gain/accuracy"] = mean(gains).as_json()
     return summary
 
 
@@ -154,10 +169,8 @@ def figures_of(found: Mapping[str, Any]) -> str:
         if not isinstance(value, dict) or name == "subtasks":
             continue
         form = "{:.1%}" if name.startswith("accuracy") else "{:+.1%}" if name.startswith("gain") else "{:.4g}"
-        parts.append(
-            f"{name.replace('_', ' ')} {form.format(value['value'])} "
-            f"[{form.format(value['low'])}, {form.format(value['high'])}]"
-        )
+        shown, low, high = ("?" if figure is None else form.format(figure) for figure in value.values())
+        parts.append(f"{name.replace('_', ' ')} {shown} [{low}, {high}]")
     return " · ".join(parts) or "nothing scored"
 
 

@@ -98,7 +98,7 @@ def test_a_prompt_that_fills_the_context_is_answered_by_nothing() -> None:
     long = Chat(messages=(Message(role="user", content="q" * 99), Message(role="assistant", content="a")))
     found = ask(model, [CHATS[0], long], TOKENIZER, max_new_tokens=4)
     assert found.greedy[1] == "" and found.tokens[1] == 0 and found.tokens[0] > 0
-    with pytest.raises(DataError, match="no answer of 1 conversations begins within .* 48 tokens"):
+    with pytest.raises(DataError, match="no answer of 1 conversations begins within 48 tokens"):
         ask(model, [long], TOKENIZER)
 
 

@@ -136,7 +136,7 @@ def conversation_losses(model: Transformer, chats: Sequence[Chat], tokenizer: To
     rows = numbered_rows(chats, tokenizer, max_length=model.config.context)
     if not rows.numbers:
         raise DataError(
-            f"no answer of {len(chats)} conversations begins within the model's context ({model.config.context} tokens)",
+            f"no answer of {len(chats)} conversations begins within {model.config.context} tokens, the model's context",
             hint="give shorter conversations, or a model with a longer context",
         )
     nats, tokens = np.zeros(len(chats)), np.zeros(len(chats))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmcore.generate.decoding import Decoding
+from llmcore.generate.decoding import SHARED_TOKENS, Decoding
 from llmcore.generate.engine import generate
 from llmcore.generate.sampling import Sampling
 from llmcore.losses import token_logprobs
@@ -64,20 +64,19 @@ def test_the_prompts_are_held_once() -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_shared_is_repeated(settings: dict[str, object], cache: type) -> None:
+def test_what_cannot_be_shared_or_is_little_is_repeated(settings: dict[str, object], cache: type) -> None:
     step = Step(model_with(settings))
-    sampling = Sampling(max_new_tokens=9, temperature=0)
-    seeds, tokenizer = range(3), None
-    decoding = Decoding(step, [[1, 2, 3, 4]], sampling, seeds=seeds, stop_ids=[], tokenizer=tokenizer)
-    assert isinstance(decoding.cache, cache)
-    alone = Decoding(step, [[1, 2, 3, 4]], sampling, seeds=[0], stop_ids=[], tokenizer=tokenizer)
-    assert isinstance(alone.cache, Cache), "one sample has nothing to share"
+    few = SHARED_TOKENS // 4
+    assert isinstance(cache_of(step, [[1, 2, 3, 4]], samples=few + 1), cache)
+    assert isinstance(cache_of(step, [[1, 2, 3, 4]], samples=few), Cache)
+    assert isinstance(cache_of(step, [[1, 2, 3, 4]] * 2 * few, samples=1), Cache), "one sample has nothing to share"
 
 
 @pytest.mark.parametrize("settings", [KINDS["default"], KINDS["latent"]], ids=["default", "latent"])
 def test_samples_of_ragged_prompts_are_the_same_alone_and_scored_as_sampled(settings: dict[str, object]) -> None:
     """Stop tokens take rows out of their groups at different times."""
-    model, prompts = model_with(settings | {"initial_std": 0.05}), [[1, 2, 3, 4], [5], [6, 7]]
+    model, prompts = model_with(settings | {"initial_std": 0.05}), [[1, 2, 3, 4, 5], [6], [7, 8]]
+    assert SHARED_TOKENS <= 3 * 9 * 5, "nothing is shared"
     sampling, stop, seeds = Sampling(max_new_tokens=11), range(10), range(30)
     groups = generate(model, prompts, sampling, stop_ids=stop, num_samples=10, seeds=seeds)
     together = [sample for group in groups for sample in group]
@@ -94,8 +93,8 @@ def test_samples_of_ragged_prompts_are_the_same_alone_and_scored_as_sampled(sett
 def test_a_bfloat16_model_shares_prompts_in_float32() -> None:
     model = model_with({"initial_std": 0.05})
     model.activation_dtype = torch.bfloat16
-    ((*samples,),) = generate(model, [[1, 2, 3]], Sampling(max_new_tokens=9), stop_ids=[], num_samples=4)
-    for sample in samples:
+    ((*samples,),) = generate(model, [[1, 2, 3]], Sampling(max_new_tokens=9), stop_ids=[], num_samples=64)
+    for sample in samples[:4]:
         with torch.no_grad():
             scored = token_logprobs(model, torch.tensor([[1, 2, 3, *sample.ids]]))[0, 2:]
         torch.testing.assert_close(torch.tensor(sample.logprobs), scored, atol=0.03, rtol=0)
@@ -106,6 +105,11 @@ def test_seats_are_the_rows_themselves_while_all_prompts_have_as_many() -> None:
     sitting, seats = find_seats(torch.tensor([1, 0, 1, 1]), 2)
     assert sitting is not None and seats is not None
     assert sitting.tolist() == [1, 0, 0, 0, 2, 3] and seats.tolist() == [3, 0, 4, 5]
+
+
+def cache_of(step: Step, prompts: list[list[int]], *, samples: int) -> object:
+    sampling = Sampling(max_new_tokens=9, temperature=0)
+    return Decoding(step, prompts, sampling, seeds=range(len(prompts) * samples), stop_ids=[], tokenizer=None).cache
 
 
 def shared_cache(model: Transformer, prompts: list[Tensor], *, samples: int, columns: int) -> SharedCache:

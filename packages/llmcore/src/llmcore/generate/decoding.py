@@ -19,6 +19,12 @@ PENDING_ELEMENTS = 1 << 19
 """Scores that wait until the log-probabilities of several tokens are taken from them at once, as numbers: two MiB."""
 LEAVE_SHARE = 0.25
 """Finished rows leave when they are this share of the batch: it copies the cache, about the price of one step."""
+SHARED_TOKENS = 128
+"""Copies of prompt tokens that sharing must spare: it is three operations more a layer, which 2 × 64 do not repay.
+
+CPU time of a step, repeated / shared, of prompts × samples × prompt tokens (the shape in docs/performance.md, 1 thread,
+best of 5): 1×2×64 0.93, 1×4×16 0.95, 1×2×512 1.03, 2×2×64 1.07, 1×8×64 1.15, 8×8×16 1.08, 32×2×64 1.25, 4×16×256 2.5.
+"""
 
 
 class Decoding:
@@ -93,7 +99,8 @@ class Decoding:
         """The cache and the scores (B, V) of the first new token; each prompt is read once for all its samples."""
         longest = max(map(len, prompts))
         columns = longest + self.steps - 1
-        shared = samples > 1 and self.read_token.shares(columns)
+        spared = (samples - 1) * len(prompts) * longest
+        shared = spared >= SHARED_TOKENS and self.read_token.shares(columns)
         cache = allocate_cache(
             self.model.config,
             len(prompts),

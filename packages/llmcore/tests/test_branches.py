@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmcore.branches import LIMIT, Layout, lay_out, plain_rows, shared_length, takes_branches, visible
+from llmcore.branches import LIMIT, Layout, hidden_states, lay_out, plain_rows, shared_length, takes_branches, visible
 from llmcore.model.attention import GroupedQuery
 from llmcore.model.config import ModelConfig
 from llmcore.model.latent import MultiHeadLatent
@@ -79,6 +79,19 @@ def test_scores_at_every_token_are_those_of_plain_rows() -> None:
     for row, scores in zip(ROWS, every, strict=True):
         alone = net(torch.tensor([row]))[0, :, 0]
         assert torch.allclose(scores[: len(row)], alone, atol=1e-5)
+
+
+def test_a_layout_of_plain_rows_is_dropped_out_as_plain_rows_are() -> None:
+    net = model()
+    net.config = net.config.model_copy(update={"dropout": 0.5})  # of embeddings alone: the blocks have theirs
+    net.train()
+    row = list(range(24))
+    layout = lay_out([row], [[0]], pad_id=119, share=False)
+    torch.manual_seed(0)
+    dropped = hidden_states(net, layout)
+    torch.manual_seed(0)
+    assert torch.allclose(dropped, net.hidden(torch.tensor([row])), atol=1e-5)
+    assert not torch.allclose(dropped, net.eval().hidden(torch.tensor([row])), atol=1e-2)
 
 
 def test_a_shared_beginning_stands_once_and_small_savings_are_left() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmcore.model.attention import Around, GroupedQuery
+from llmcore.model.attention import GroupedQuery
 from llmcore.model.masks import Mask
 from llmcore.model.transformer import Transformer
 
@@ -113,14 +113,8 @@ def plain_rows(layout: Layout) -> tuple[Tensor, Tensor]:
 
 def hidden_states(model: Transformer, layout: Layout) -> Tensor:
     """(R, S, D): what `Transformer.hidden` computes of plain rows, under the mask of a layout."""
-    x = model.embedding(layout.ids, model.activation_dtype)
-    if model.config.embedding_scale != 1.0:
-        x = x * model.config.embedding_scale
-    x = model.positions.embed(x, 0, layout.positions)
     mask = Mask(causal=False, allowed=visible(layout, causal=model.config.attention.sight().causal))
-    around = Around(mask=mask, rotation=model.positions.rotation(x, 0, layout.positions))
-    hidden: Tensor = model.final_norm(model.through_blocks(x, around))
-    return hidden
+    return model.hidden(layout.ids, positions=layout.positions, mask=mask)
 
 
 def visible(layout: Layout, *, causal: bool) -> Tensor:

@@ -67,6 +67,7 @@ class Transformer(nn.Module):
         attended: Tensor | None = None,
         documents: Tensor | None = None,
         cache: Cache | None = None,
+        mask: Mask | None = None,
         weights: list[Tensor] | None = None,
     ) -> Tensor:
         """(B, T) -> (B, T, D), after the final norm.
@@ -74,8 +75,8 @@ class Transformer(nn.Module):
         `attended` (B, T) is False for padding: no other token sees it, and positions count without it. Rows padded
         on the right do not need it if attention is causal. `documents` (B, T) numbers the documents of packed rows:
         tokens see their own document alone, and positions restart in each. With a `cache` the tokens follow those
-        in it and are added to it. A list for `weights` is given each layer's attention (B, H, T, S) by the manual
-        backend.
+        in it and are added to it. A `mask` alone decides what each token sees. A list for `weights` is given each
+        layer's attention (B, H, T, S) by the manual backend.
         """
         start = 0 if cache is None else cache.length
         if positions is None:
@@ -84,7 +85,7 @@ class Transformer(nn.Module):
         x = self.embed(ids, start, positions)
         x = F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x
         around = Around(
-            mask=self.mask(ids, attended=attended, documents=documents, cache=cache),
+            mask=mask or self.mask(ids, attended=attended, documents=documents, cache=cache),
             rotation=self.positions.rotation(x, start, positions),
             cache=cache,
             weights=weights,

@@ -57,6 +57,16 @@ def test_fresh_scalar_head_keeps_the_trunk(tmp_path: Path) -> None:
     assert torch.equal(reward.hidden(IDS), policy.hidden(IDS)) and reward(IDS).shape == (1, 4, 1)
 
 
+def test_of_a_fresh_head_nothing_else_is_drawn(tmp_path: Path) -> None:
+    width = saved(tmp_path).config.width
+    torch.manual_seed(0)
+    load_checkpoint(tmp_path, head="scalar")
+    after = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    torch.empty(1, width).normal_()
+    assert torch.equal(after, torch.random.get_rng_state())
+
+
 def test_the_wrong_kind_is_refused(tmp_path: Path) -> None:
     saved(tmp_path, kind="reward", head="scalar")
     with pytest.raises(ArtifactError, match="holds a reward"):

@@ -23,7 +23,8 @@ from llmcore.config import first_problem
 from llmcore.errors import ArtifactError, ConfigError
 from llmcore.manifest import Manifest, check_needs, read_manifest, verify_artifact
 from llmcore.model.config import ModelConfig
-from llmcore.model.transformer import Transformer
+from llmcore.model.linear import initialise
+from llmcore.model.transformer import Transformer, build_head
 from llmcore.storage import read_regular, write_durably
 from llmcore.tensors import all_finite, load_tensors, save_tensors
 from llmcore.tokenizer import Tokenizer
@@ -104,11 +105,15 @@ def read_architecture(path: Path) -> ModelConfig:
 
 
 def with_fresh_head(config: ModelConfig, tensors: dict[str, Tensor], folder: Path) -> Transformer:
-    """The trunk of a language model below a newly initialised scalar head."""
-    model = config.model_copy(update={"head": "scalar"}).build()
-    wanted = model_tensors(model)
+    """The trunk of a language model below a newly initialised scalar head; only the head is drawn."""
+    scalar = config.model_copy(update={"head": "scalar"})
+    head = build_head(scalar)
+    assert head is not None, "a scalar head has a projection of its own"
+    initialise(head, std=scalar.initial_std, depth=scalar.depth)
+    with torch.device("meta"):
+        model = scalar.build()
     trunk = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
-    fresh = {name: tensor for name, tensor in wanted.items() if name.startswith("head.")}
+    fresh = {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
     assign(model, trunk | fresh, folder / WEIGHTS)
     return model
 

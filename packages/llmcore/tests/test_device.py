@@ -16,7 +16,7 @@ from llmcore.losses import linear_cross_entropy
 from llmcore.model.cache import Cache
 from llmcore.model.config import ModelConfig
 from llmcore.train import device
-from llmcore.train.device import Placement, choose_dtype, place, resolve, resolve_device, resolve_dtype, to_device
+from llmcore.train.device import Placement, choose_dtype, place, resolve, resolve_device, to_device
 
 CPU = torch.device("cpu")
 
@@ -54,9 +54,9 @@ def test_auto_dtype_on_a_cpu_follows_its_instructions(
 
 
 def test_a_named_dtype_is_taken_and_another_refused() -> None:
-    assert resolve_dtype("bf16", CPU) == torch.bfloat16
+    assert choose_dtype("bf16", CPU) == (torch.bfloat16, "as set")
     with pytest.raises(ConfigError, match="'fp8'"):
-        resolve_dtype("fp8", CPU)
+        choose_dtype("fp8", CPU)
 
 
 def test_the_reason_names_device_threads_and_dtype() -> None:

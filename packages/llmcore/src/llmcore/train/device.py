@@ -57,13 +57,8 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision of the activations: `auto` is bf16 where the hardware multiplies it, else fp32."""
-    return choose_dtype(name, device)[0]
-
-
 def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The dtype and the reason for it."""
+    """The precision of the activations and the reason for it: `auto` is bf16 where the hardware multiplies it."""
     if name in DTYPES:
         slow = name == "fp16" and device.type == "cpu"
         return DTYPES[name], "as set; slow on a CPU, where bf16 or fp32 is better" if slow else "as set"

@@ -73,6 +73,12 @@ def test_the_wrong_kind_is_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path, expect="policy")
 
 
+def test_an_artifact_without_a_model_is_called_that(tmp_path: Path) -> None:
+    write_manifest(tmp_path, kind="tokens", made_by="test", config={}, files=Tokenizer.byte_level().save(tmp_path))
+    with pytest.raises(ArtifactError, match=r"holds no model: its manifest says 'tokens'"):
+        load_checkpoint(tmp_path, expect=None)
+
+
 @pytest.mark.parametrize("place", [0.3, 0.9])
 def test_a_flipped_bit_is_found(tmp_path: Path, place: float) -> None:
     saved(tmp_path)

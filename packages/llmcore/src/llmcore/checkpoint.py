@@ -71,9 +71,12 @@ def load_checkpoint(
         raise ConfigError(f"--base {str(base)!r}: {folder} is no adapter and stands on no other model")
     manifest = verify_artifact(folder, expect=expect, leaving=[WEIGHTS])
     check_needs(manifest, folder)
+    if not {ARCHITECTURE, WEIGHTS} <= manifest.files.keys():
+        raise ArtifactError(
+            f"{folder} holds no model: its manifest says {manifest.kind!r} and names no {ARCHITECTURE} and {WEIGHTS}",
+            hint="give the folder that a training command or llmcore import hf wrote",
+        )
     config = read_architecture(folder / ARCHITECTURE)
-    if WEIGHTS not in manifest.files:
-        raise ArtifactError(f"{folder} holds no model: its manifest names no {WEIGHTS}")
     tensors = load_tensors(folder / WEIGHTS, sha256=manifest.files[WEIGHTS].sha256)
     if head is not None and config.head != head:
         model = with_fresh_head(config, tensors, folder)

@@ -42,7 +42,7 @@ def write_durably(path: Path, data: bytes) -> None:
 def commit_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary folder; at the end of the block it becomes `path`, complete and fsynced."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise ArtifactError(f"{path} exists already", hint="choose another --out, or remove it")
+        raise ArtifactError(f"{path} exists already", hint="choose another folder to write to, or remove it")
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ def take(scale: LossScale, *outcomes: bool) -> list[float]:
     going = iter(outcomes)
     noise: set[float] = set()
 
-    def step(*, scale: float) -> StepResult:
+    def step(scale: float) -> StepResult:
         tried.append(scale)
         noise.add(float(torch.rand(())))
         if not next(going):
@@ -63,7 +63,7 @@ def test_what_no_scale_mends_ends_the_run() -> None:
     with pytest.raises(NotFiniteError, match="norm is inf"):
         take(LossScale(2.0, growth_interval=3), False, False, False)
 
-    def nan(*, scale: float) -> StepResult:
+    def nan(scale: float) -> StepResult:
         raise NotFiniteError(losses=[float("nan")], grad_norm=float("nan"))
 
     scale = LossScale(8.0, growth_interval=3)

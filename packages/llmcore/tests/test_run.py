@@ -238,6 +238,15 @@ def test_a_step_can_be_chosen_and_later_ones_are_discarded(tmp_path: Path) -> No
     assert not (tmp_path / "out/manifest.json").exists()
 
 
+def test_going_back_on_purpose_is_not_told_as_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tmp_path / "out")
+    config = StageConfig(train=TRAIN)
+    with Run(tmp_path / "out", made_by="llmtest run", config=config, resume="4") as run, run.session(small(), TRAIN):
+        pass
+    told = capsys.readouterr().err
+    assert "gone back from step 6: what came after step 4 is done again" in told and "failed" not in told
+
+
 def test_a_damaged_newest_checkpoint_names_the_last_good_one(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         train(tmp_path, stop_after=4)

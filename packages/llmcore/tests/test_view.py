@@ -111,6 +111,6 @@ def test_a_sparkline_goes_from_low_to_high() -> None:
 
 def test_numbers_amounts_and_durations() -> None:
     assert [number(v) for v in (3, 0.000123456, 12345.6, "x", None)] == ["3", "0.0001235", "12346", "x", "None"]
-    assert [amount(v) for v in (12, 1234, 7_400_000)] == ["12", "1.23 k", "7.4 M"]
+    assert [amount(v) for v in (12, 999.4, 999.7, 1234, 7_400_000)] == ["12", "999", "1 k", "1.23 k", "7.4 M"]
     assert amount(2.5e9, "B") == "2.5 GB"
     assert [duration(s) for s in (5, 75, 3700)] == ["0:05", "1:15", "1:01:40"]

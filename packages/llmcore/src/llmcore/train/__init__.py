@@ -20,7 +20,12 @@ seeds       randomness as a function of the step
 device      which device and precision, and why
 run         Run: the output folder, what it goes on from, the artifact it becomes
 identity    what must agree before a run goes on
+resuming    what a folder holds when a command is given
+artifact    what a finished run leaves
 session     one process's part of a run, from where it stopped
+reporter    what is told of it while it goes on, and to whom
+verdicts    what its evaluations decide: its end, the checkpoints that stay, the best weights
+failures    what is said when a step cannot be taken
 snapshot    resumable checkpoints
 sharded     those of a model in parts
 metrics     metrics.jsonl and TensorBoard

@@ -121,5 +121,6 @@ SAFE_TO_CHANGE = frozenset(
     {"device", "parallel", "micro_batch", "log_every", "eval_every", "save_every", "stop_after"}
     | {"keep", "keep_best", "best_metric", "best_mode", "pin_every"}
     | {"compile", "checkpoint_activations"}
+    | {"watch", "histogram_every", "sample_every", "sample_prompts", "sample_tokens", "mfu", "profile"}
 )
 """Settings that may differ when a run goes on: they change neither the data nor the updates (beyond rounding)."""

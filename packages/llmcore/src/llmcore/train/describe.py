@@ -7,11 +7,11 @@ from torch import nn
 
 from llmcore.command import as_typed
 from llmcore.manifest import Manifest
+from llmcore.train.artifact import Ending
 from llmcore.train.config import TrainConfig
 from llmcore.train.device import Placement
 from llmcore.train.distributed import place_from_environment
 from llmcore.train.schedule import warmup_steps
-from llmcore.train.snapshot import Progress
 from llmcore.train.view import amount, duration, number
 
 
@@ -64,8 +64,9 @@ def describe_training(config: TrainConfig) -> str:
     )
 
 
-def end_figures(manifest: Manifest, progress: Progress, *, peak: int) -> dict[str, str]:
-    """The end table: the last loss and what was held out; the rest of the last step is in the manifest."""
+def end_figures(manifest: Manifest, ending: Ending) -> dict[str, str]:
+    """The end table: whose weights, the last loss and what was held out; the rest of the step is in the manifest."""
+    progress = ending.progress
     held_out = any(name.startswith("val_") for name in manifest.metrics)
     figures = {
         name: number(value)
@@ -73,12 +74,14 @@ def end_figures(manifest: Manifest, progress: Progress, *, peak: int) -> dict[st
         if not held_out or name == "loss" or name.startswith("val_")
     }
     speed = {"speed": f"{amount(progress.tokens / progress.seconds)} tokens/s"} if progress.seconds else {}
-    return figures | {
+    return {
+        "weights": ending.weights,
+        **figures,
         "steps": f"{progress.step:,}",
         "tokens": amount(progress.tokens),
         **speed,
         "time in steps": duration(progress.seconds),
-        "peak memory": amount(peak, "B"),
+        "peak memory": amount(ending.peak, "B"),
     }
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
@@ -19,15 +18,12 @@ from torch.nn.utils import get_total_norm
 from llmcore.errors import TrainingError
 from llmcore.losses import Loss
 from llmcore.model.transformer import take_aux_losses
-from llmcore.train.blocks import training_blocks
 from llmcore.train.config import TrainConfig
 from llmcore.train.device import to_device
 from llmcore.train.diverged import NotFiniteError
-from llmcore.train.ema import Average
 from llmcore.train.optim import set_rate
 from llmcore.train.parallel import Engine
-from llmcore.train.seeds import step_seed
-from llmcore.train.session import due
+from llmcore.train.precision import LossScale
 from llmcore.train.source import Source
 from llmcore.train.tally import Tally
 
@@ -56,42 +52,35 @@ def fit(
         return
     if run.rehearsal is not None:
         run.rehearsal.play(run, model, source, loss_fn, config)
-    with run.session(model, config) as session, training_blocks(model, config, say=run.view.say) as tell:
+    with run.session(model, config) as session:
         optimizer = config.optimizer.build(model, config.lr)
         factor = config.schedule.build(config.steps)
-        session.restore(optimizer)
-        average = Average(optimizer, config.ema)
+        session.begin(optimizer)
         steps = source.steps_from(session.step, session.source_state)
-        if session.step and due(session.step, config.eval_every, config):
-            with average.applied():
-                session.evaluate(evaluate)  # the run was stopped before it could
+        if session.due(config.eval_every):
+            session.evaluate(evaluate)  # the run was stopped before it could
         while session.goes_on():
             lr = config.lr * factor(session.step)
             set_rate(optimizer, factor(session.step))
             micro_batches = next(steps)
-            step = partial(
-                train_step,
-                model,
-                optimizer,
-                micro_batches,
-                loss_fn,
-                clip=config.clip,
-                device=session.device,
-                engine=run.engine,
-            )
-            seed = step_seed(config.seed, session.step, rank=run.engine.ranks.rank)
             with session.step_guard(source, loss_fn, micro_batches, lr=lr):
-                result = session.scale.take(step, seed=seed)
-            average.update(session.step)
-            tell()
+                result = take_step(
+                    model,
+                    optimizer,
+                    micro_batches,
+                    loss_fn,
+                    clip=config.clip,
+                    seed=session.seed,
+                    scale=session.scale,
+                    device=session.placement.device,
+                    engine=run.engine,
+                )
             session.advance(result, lr=lr)
-            if due(session.step, config.eval_every, config):
-                with average.applied():
-                    session.evaluate(evaluate)
+            if session.due(config.eval_every):
+                session.evaluate(evaluate)
             if session.save_due():
-                session.save(optimizer, source.state())
-        session.end(optimizer, source.state)
-        session.choose_weights(average)
+                session.save(source.state())
+        session.end(source.state)
 
 
 class StepResult(NamedTuple):
@@ -107,6 +96,28 @@ class StepResult(NamedTuple):
     """Tokens in the batches; items, where a batch has no ids."""
     metrics: dict[str, float]
     """Means of the loss's other figures."""
+
+
+def take_step(
+    model: M,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[B],
+    loss_fn: Callable[[M, B], Loss],
+    *,
+    clip: float,
+    seed: int,
+    scale: LossScale,
+    device: torch.device | str = "cpu",
+    engine: Engine = ONE_DEVICE,
+) -> StepResult:
+    """`train_step` with its noise from `seed`; where the gradient overflows float16, again with half the scale."""
+
+    def attempt(scale: float) -> StepResult:
+        return train_step(
+            model, optimizer, micro_batches, loss_fn, clip=clip, device=device, engine=engine, scale=scale
+        )
+
+    return scale.take(attempt, seed=seed)
 
 
 def train_step(

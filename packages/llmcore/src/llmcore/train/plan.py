@@ -34,7 +34,7 @@ from llmcore.train.signals import Stopped
 from llmcore.train.source import Source
 from llmcore.train.tally import tokens_in
 from llmcore.train.utilization import matmul_peak, synchronize, training_flops
-from llmcore.train.view import amount, duration
+from llmcore.train.view import amount, duration, number
 
 COPIES_OF_SCORES = 2
 """How many tensors of a chunk's scores the loss holds at once."""
@@ -217,7 +217,7 @@ def lines(run: Run, model: nn.Module, config: TrainConfig, facts: dict[str, Any]
 
 def speed(facts: dict[str, Any]) -> str:
     """Time per step, and the share of the peak it stands for."""
-    told = f"{1000 * facts['seconds_per_step']:.3g} ms"
+    told = f"{number(1000 * facts['seconds_per_step'])} ms"
     if facts["flops_per_token"] is None:
         return told
     rate = facts["flops_per_token"] * facts["tokens_per_step"] / facts["seconds_per_step"]

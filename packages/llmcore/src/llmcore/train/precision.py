@@ -29,12 +29,12 @@ class LossScale:
         self.value, self.good_steps, self.overflows = initial, 0, 0
         self.growth_interval = growth_interval
 
-    def take(self, step: Callable[..., "StepResult"], *, seed: int) -> "StepResult":
-        """Take `step(scale=…)` with its noise from `seed`; while the gradient overflows, again with half the scale."""
+    def take(self, step: Callable[[float], "StepResult"], *, seed: int) -> "StepResult":
+        """Take `step(scale)` with its noise from `seed`; while the gradient overflows, again with half the scale."""
         while True:
             torch.manual_seed(seed)
             try:
-                result = step(scale=self.value)
+                result = step(self.value)
             except NotFiniteError as error:
                 if error.micro_batch is not None or not self.lower():
                     raise

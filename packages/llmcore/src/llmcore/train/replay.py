@@ -12,7 +12,6 @@ import inspect
 import json
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, cast, get_type_hints
 
@@ -27,7 +26,7 @@ from llmcore.tensors import load_tensors
 from llmcore.train.config import TrainConfig
 from llmcore.train.device import place
 from llmcore.train.diverged import NotFiniteError
-from llmcore.train.loop import train_step
+from llmcore.train.loop import take_step
 from llmcore.train.metrics import read_metrics
 from llmcore.train.optim import set_rate
 from llmcore.train.precision import LossScale, loss_scale
@@ -106,8 +105,8 @@ class Replay:
         device = run.resolve(config).device
         for step in range(start, self.step - 1):
             set_rate(optimizer, factor(step))
-            take = partial(train_step, model, optimizer, next(steps), loss_fn, clip=config.clip, device=device)
-            scale.take(take, seed=step_seed(config.seed, step))
+            seed = step_seed(config.seed, step)
+            take_step(model, optimizer, next(steps), loss_fn, clip=config.clip, seed=seed, scale=scale, device=device)
         return next(steps)
 
     def report(self, found: Figures, recorded: Mapping[str, Any], probe: Probe) -> None:
@@ -150,8 +149,8 @@ def one_step(
 
     still = cast(torch.optim.Optimizer, Still(config.optimizer.build(model, config.lr)))
     try:
-        take = partial(train_step, model, still, batches, noting, clip=math.inf, device=device)
-        result = scale.take(take, seed=step_seed(config.seed, step - 1))
+        seed = step_seed(config.seed, step - 1)
+        result = take_step(model, still, batches, noting, clip=math.inf, seed=seed, scale=scale, device=device)
     except NotFiniteError as error:
         return Figures(error.losses, math.fsum(error.losses), error.grad_norm)
     return Figures(losses[-len(batches) :], result.loss, result.grad_norm)

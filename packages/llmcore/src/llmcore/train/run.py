@@ -13,37 +13,34 @@ out/
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
 from llmcore.config import Config
-from llmcore.errors import ArtifactError, ConfigError
-from llmcore.extensions import needs_of
+from llmcore.errors import ConfigError
 from llmcore.manifest import NAME as MANIFEST
-from llmcore.manifest import Manifest, read_manifest, write_manifest
-from llmcore.storage import TEMPORARY, lock_directory, remove_durably, remove_leftovers, write_durably
+from llmcore.manifest import Manifest, read_manifest
+from llmcore.storage import lock_directory, remove_durably, remove_leftovers, write_durably
 from llmcore.tokenizer import Tokenizer
 from llmcore.train import identity
+from llmcore.train.artifact import Ending, write_artifact
 from llmcore.train.config import TrainConfig
 from llmcore.train.describe import end_figures, end_places
 from llmcore.train.device import Placement, resolve
 from llmcore.train.identity import Identity, check_same_run, identity_of, read_identity
 from llmcore.train.parallel import engine_of
 from llmcore.train.rehearsal import Rehearsal
+from llmcore.train.resuming import check_ours, check_resume, load_verified, unfinished_name
 from llmcore.train.retention import snapshot_paths, step_name
 from llmcore.train.samples import Prompting
 from llmcore.train.session import Session
-from llmcore.train.snapshot import Progress, Snapshot, latest_intact, load_snapshot
+from llmcore.train.snapshot import Snapshot, load_snapshot
 from llmcore.train.view import choose_view
-
-TIMED = frozenset({"step", "tokens", "seconds", "tokens_per_s", "mfu", "memory_gib"})
-"""Figures of a line of metrics that are no result."""
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -82,13 +79,10 @@ class Run:
         self.engine = engine_of(train := train_settings(config), resolve(train.device, train.dtype).device)
         self.json = json and self.engine.ranks.main
         self.view = choose_view(quiet=quiet or not self.engine.ranks.main)
-        self.figures: dict[str, float] = {}
-        self.progress = Progress()
         self.environment: dict[str, str] = {}
-        self.peak = 0
+        self.ending = Ending()
         self.held = contextlib.ExitStack()
         self.held.callback(self.engine.ranks.leave)
-        self.best: int | None = None
         self.complete: Manifest | None = None
         self.died: str | None = None
         self.unfinished: list[str] = []
@@ -189,32 +183,8 @@ class Run:
         return load_snapshot(self.snapshot_path(step), verify=False, lazily=self.engine.sharded)
 
     def load_verified(self) -> Snapshot | None:
-        """The snapshot to go on from; a damaged one is an error that names the last good one."""
-        paths = snapshot_paths(self.snapshots)
-        step = self.step_to_resume(paths)
-        if step is None:
-            return None
-        try:
-            snapshot = load_snapshot(paths[step], lazily=self.engine.sharded)
-        except ArtifactError as error:
-            del paths[step]
-            good = latest_intact(paths)
-            advice = (
-                f"go on from the last good one with --resume {good}" if good is not None else "choose another --out"
-            )
-            raise ArtifactError(f"{error.message}", hint=advice) from None
-        for later in (path for other, path in paths.items() if other > step):
-            remove_durably(later)
-        return snapshot
-
-    def step_to_resume(self, paths: Mapping[int, Path]) -> int | None:
-        """The newest step, or the one asked for."""
-        if not self.resume.isdecimal():
-            return max(paths, default=None)
-        if int(self.resume) not in paths:
-            there = ", ".join(map(str, paths)) or "none"
-            raise ConfigError(f"--resume {self.resume}: {self.out} has no such step (there are: {there})")
-        return int(self.resume)
+        """The snapshot to go on from, whose hashes are right."""
+        return load_verified(self.out, self.snapshots, resume=self.resume, lazily=self.engine.sharded)
 
     def begin(self, environment: Mapping[str, str]) -> None:
         """Note what this run is, before its first step."""
@@ -232,16 +202,6 @@ class Run:
         self.identity = self.identity.model_copy(update=update)
         if self.engine.ranks.main:
             write_durably(self.identity_path, self.identity.model_dump_json(indent=1).encode())
-
-    def note(self, progress: Progress, last: Mapping[str, Any], *, peak: int) -> None:
-        """Remember the last line of metrics for the manifest."""
-        self.progress, self.peak = progress, peak
-        self.figures = {name: value for name, value in last.items() if isinstance(value, int | float)}
-
-    def took(self, step: int, row: Mapping[str, Any]) -> None:
-        """Remember that the artifact is that of an earlier step, with its figures."""
-        self.best = step
-        self.note(self.progress, row, peak=self.peak)
 
     def snapshot_path(self, step: int) -> Path:
         return self.snapshots / step_name(step)
@@ -264,7 +224,8 @@ class Run:
         if self.complete is None:
             with self.engine.whole(model, device="cpu", main_only=True) as whole:
                 if self.engine.ranks.main:
-                    self.complete = self.write_artifact(
+                    self.complete = write_artifact(
+                        self,
                         whole,
                         kind=kind,
                         metrics=metrics or {},
@@ -275,7 +236,7 @@ class Run:
             self.complete = self.from_main(self.complete)
             assert self.complete is not None
             self.view.end(
-                {"weights": self.weights_told(), **end_figures(self.complete, self.progress, peak=self.peak)},
+                end_figures(self.complete, self.ending),
                 end_places(self.out, self.metrics_path, self.next_commands),
             )
         else:
@@ -284,62 +245,6 @@ class Run:
             print(self.complete.model_dump_json(), flush=True)
         self.close()
         return self.complete
-
-    def weights_told(self) -> str:
-        """Whose weights the artifact has."""
-        return "of the last step" if self.best is None else f"of step {self.best}, the best of {self.progress.step}"
-
-    def write_artifact(
-        self,
-        model: nn.Module,
-        *,
-        kind: str,
-        metrics: Mapping[str, float],
-        counts: Mapping[str, int],
-        extra_files: Mapping[str, bytes],
-        base: tuple[str, Path] | None,
-    ) -> Manifest:
-        from llmcore.adapters import KIND, save_adapter
-        from llmcore.checkpoint import model_tensors, save_model
-        from llmcore.model.adapters import adapted
-        from llmcore.model.transformer import Transformer
-        from llmcore.tensors import save_tensors
-
-        places = {}
-        if adapted(model):
-            assert base is not None, "adapters need to know the model below them"
-            role, folder = base
-            kind, places = KIND, {role: os.path.relpath(folder, self.out)}
-            files = save_adapter(self.out, model, parent=role)
-            needs = (needs_of(model.config) if isinstance(model, Transformer) else {}) | needs_of(self.config)
-        elif isinstance(model, Transformer) and self.tokenizer is not None:
-            files = save_model(self.out, model, self.tokenizer)
-            needs = needs_of(model.config)  # what loading needs: not the parts that only training used
-        else:
-            needs = needs_of(self.config)
-            save_tensors(self.out / "model.safetensors", model_tensors(model))
-            files = ["model.safetensors"]
-        for name, data in extra_files.items():
-            write_durably(self.out / name, data)
-        timeless = {n: v for n, v in self.figures.items() if n not in TIMED}
-        return write_manifest(
-            self.out,
-            kind=kind,
-            made_by=self.made_by,
-            config=self.config,
-            parents=self.parents,
-            places=places,
-            needs=needs,
-            metrics=timeless | dict(metrics),
-            counts={
-                "steps": self.progress.step,
-                "tokens": self.progress.tokens,
-                **({} if self.best is None else {"best_step": self.best}),
-                **counts,
-            },
-            environment=self.environment,
-            files=[*files, *extra_files],
-        )
 
     def close(self) -> None:
         """Let go of the folder."""
@@ -354,37 +259,7 @@ class Run:
         self.close()
 
 
-def unfinished_name(leftover: str) -> str:
-    """`.tmp-step-00000400-77` -> `step-00000400`; nothing for what was being deleted, and for single files."""
-    name = leftover.removeprefix(TEMPORARY)
-    return name.rpartition("-")[0] if name.startswith("step-") else ""
-
-
 def train_settings(config: Config) -> TrainConfig:
     """The `[train]` table of a stage's settings, or these settings themselves."""
     train = config if isinstance(config, TrainConfig) else getattr(config, "train", None)
     return train if isinstance(train, TrainConfig) else TrainConfig()
-
-
-def check_resume(resume: str) -> str:
-    if resume not in ("auto", "never") and not resume.isdecimal():
-        raise ConfigError(f"--resume {resume!r} is none of auto, never, or the number of a saved step")
-    return resume
-
-
-def check_ours(out: Path, folder: Path) -> None:
-    """Refuse, without touching it, a folder that holds anything but a run."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise ConfigError(f"{str(out)!r} is a file, not a folder", hint="choose another --out")
-    if (folder / identity.NAME).exists():
-        return
-    foreign = [path.name for path in out.iterdir() if path.name != "run" and not path.name.startswith(".tmp-")]
-    inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    foreign += [f"run/{name}" for name in inside if name != ".lock" and not name.startswith(".tmp-")]
-    if foreign:
-        raise ConfigError(
-            f"{out} holds something that is no run of ours ({', '.join(sorted(foreign)[:3])})",
-            hint="choose another --out; nothing was changed",
-        )

@@ -223,7 +223,7 @@ def number(value: object) -> str:
 def amount(value: float, unit: str = "") -> str:
     """12345678 -> `12.3 M`, with a unit after it."""
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
+        if abs(value) >= 0.9995 * size:  # what rounds to 1,000 of the smaller unit is 1 of the larger
             return f"{value / size:.3g} {letter}{unit}"
     return f"{value:.3g} {unit}".rstrip()
 

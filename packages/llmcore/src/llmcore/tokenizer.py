@@ -229,7 +229,10 @@ def utf8(text: str) -> bytes:
 def read_file(path: Path) -> bytes:
     """A tokenizer's file, if it is a regular file of a reasonable size."""
     if not path.exists():
-        raise ArtifactError(f"{path}: no such file", hint="give an artifact that has a tokenizer: a model, tokens, or what llmdata tokenizer wrote")
+        raise ArtifactError(
+            f"{path}: no such file",
+            hint="give an artifact that has a tokenizer: a model, tokens, or what llmdata tokenizer wrote",
+        )
     return read_regular(path, limit=FILE_LIMIT)
 
 

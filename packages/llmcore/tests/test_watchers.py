@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from llmcore.checkpoint import load_checkpoint
 from llmcore.errors import ConfigError, ExtensionError
 from llmcore.losses import Batch, next_token_loss
 from llmcore.manifest import Manifest
@@ -18,7 +19,7 @@ from llmcore.train.config import TrainConfig
 from llmcore.train.loop import fit
 from llmcore.train.metrics import read_metrics
 from llmcore.train.run import Run
-from llmcore.train.samples import Prompting
+from llmcore.train.samples import Prompting, Sampler
 from llmcore.train.signals import Stopped
 from llmcore.train.source import FromFunction
 from llmcore.train.utilization import matmul_peak
@@ -33,13 +34,13 @@ def settings(**changes: Any) -> TrainConfig:
     return TrainConfig.model_validate({**plain, **changes})
 
 
-def model() -> Transformer:
-    config = ModelConfig(width=16, depth=1, context=12, dropout=0.1)
+def model(context: int = 12) -> Transformer:
+    config = ModelConfig(width=16, depth=1, context=context, dropout=0.1)
     return config.with_vocabulary(TOKENIZER.vocab_size).build(seed=0)
 
 
-def train(out: Path, *, prompting: bool = True, quiet: bool = True, **changes: Any) -> Manifest:
-    config, policy = settings(**changes), model()
+def train(out: Path, *, prompting: bool = True, quiet: bool = True, context: int = 12, **changes: Any) -> Manifest:
+    config, policy = settings(**changes), model(context)
     asked = Prompting(["to be "], TOKENIZER.encode) if prompting else None
     with Run(out, made_by="t", config=config, tokenizer=TOKENIZER, quiet=quiet, prompting=asked) as run:
         fit(policy, FromFunction(lambda _: [BATCH]), next_token_loss, config, run, evaluate=lambda _: {"loss": 1.0})
@@ -106,6 +107,28 @@ def test_samples_are_seeded_and_cut_where_a_run_goes_on(tmp_path: Path) -> None:
     assert lines == (tmp_path / "whole/run/samples.jsonl").read_text()
     rows = [json.loads(line) for line in lines.splitlines()]
     assert [(row["step"], row["prompt"]) for row in rows] == [(s, p) for s in (2, 4, 6) for p in ("to", "or not")]
+
+
+def test_samples_are_those_of_the_average_where_there_is_one(tmp_path: Path) -> None:
+    asked = {"sample_every": 6, "sample_tokens": 40, "ema": 0.99, "lr": 0.03}
+    train(tmp_path / "out", context=48, **asked)
+    train(tmp_path / "last", context=48, **{**asked, "ema": None})
+    (said,) = (json.loads(line)["text"] for line in (tmp_path / "out/run/samples.jsonl").read_text().splitlines())
+    (other,) = (json.loads(line)["text"] for line in (tmp_path / "last/run/samples.jsonl").read_text().splitlines())
+    sampler = Sampler(tmp_path / "again", Prompting(["to be "], TOKENIZER.encode), TOKENIZER, settings(**asked))
+    ((_, again),) = sampler.sample(load_checkpoint(tmp_path / "out").model, 6)
+    assert said == again != other
+
+
+def test_what_is_shown_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(tmp_path / "out", stop_after=3)
+    went_on = train(
+        tmp_path / "out", watch=[], histogram_every=1, sample_every=1, sample_tokens=4, mfu=True, profile="5..5"
+    )
+    assert went_on.files["model.safetensors"] == whole.files["model.safetensors"]
+    assert list((tmp_path / "out/run/profile").glob("steps-5-5.json"))
 
 
 def test_samples_of_a_stage_that_has_none_are_refused(tmp_path: Path) -> None:

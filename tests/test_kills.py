@@ -63,7 +63,7 @@ class Ends:
         early = self.chance.random() < 0.1
         while child.process.is_alive() and not told.stat().st_size and not (early and number == signal.SIGKILL):
             time.sleep(0.002)  # before the command's own first line, a signal is Python's
-        child.process.join(self.chance.uniform(0, self.takes))
+        child.process.join(self.chance.uniform(0, 0.8 * self.takes))
         alive = child.process.is_alive()
         if alive:
             assert child.process.pid is not None
@@ -77,7 +77,7 @@ class Ends:
             assert done.code in (0, ENDED[number]) and "Traceback" not in done.err, (done.code, done.err)
         unfinished = any((out / "run/checkpoints").glob(".tmp-step-*"))
         self.counts[f"{number.name}{' inside a save' if unfinished else ''}" if done.code else "ended before"] += 1
-        return done, alive
+        return done, done.code != 0
 
     def check(self, out: Path, done: Done, said: int) -> int:
         """All that was announced is there, and the start went on from it; the newest announced step."""

@@ -60,5 +60,6 @@ def save_tokens(folder: Path, text: str = "to be or not to be, that is the quest
     tokenizer = Tokenizer.byte_level()
     writer = ShardWriter(folder, "valid", tokenizer)
     writer.add(tokenizer.encode(text))
-    write_index(folder, tokenizer, {"valid": writer.close()})
+    files = [*tokenizer.save(folder), *write_index(folder, tokenizer, {"valid": writer.close()})]
+    write_manifest(folder, kind="tokens", made_by="test", config={}, files=files)
     return folder

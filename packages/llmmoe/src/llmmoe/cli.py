@@ -38,11 +38,13 @@ def usage(
 ) -> None:
     """Print the share of tokens that each expert serves, for each layer."""
     from llmcore.checkpoint import load_checkpoint
+    from llmcore.manifest import verify_artifact
     from llmcore.shards import TokenShards
     from llmcore.train.device import resolve_device
     from llmmoe.usage import evenness, expert_usage
 
     loaded = load_checkpoint(checkpoint, expect=None, device=resolve_device(device))
+    verify_artifact(data, expect="tokens")
     shards = TokenShards(data, split, tokenizer=loaded.tokenizer)
     context = loaded.model.config.context
     if len(shards) < context:

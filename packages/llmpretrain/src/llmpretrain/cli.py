@@ -75,6 +75,7 @@ def evaluate(
     """
     from llmcore.checkpoint import load_checkpoint
     from llmcore.evaluate.benchmark import read_tasks, report_all, report_lines, score_tasks
+    from llmcore.manifest import verify_artifact
     from llmcore.shards import TokenShards
     from llmcore.train.device import place, resolve
     from llmpretrain.evaluate import held_out
@@ -85,7 +86,9 @@ def evaluate(
     place(loaded.model, resolve(device, "fp32"))
     results: dict[str, object] = {}
     if data or not given_tasks:
-        shards = TokenShards(tokens_folder(data), "valid", tokenizer=loaded.tokenizer)
+        folder = tokens_folder(data)
+        verify_artifact(folder, expect="tokens")
+        shards = TokenShards(folder, "valid", tokenizer=loaded.tokenizer)
         found = held_out(loaded.model, shards, loaded.tokenizer, windows=windows)
         results = {**found._asdict(), "bits_per_byte": found.bits_per_byte._asdict()}
         if not json:

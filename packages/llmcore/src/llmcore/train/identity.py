@@ -19,6 +19,8 @@ from llmcore.train.config import SAFE_TO_CHANGE, TrainConfig
 
 NAME = "run.json"
 LARGEST = 16 << 20
+SHOWN = 12
+"""Differences that are listed; the others are counted."""
 
 
 class Identity(Config):
@@ -82,8 +84,9 @@ def check_same_run(out: Path, *, found: Identity, wanted: Identity, config: Conf
         if not any(name == other or name.startswith(f"{other}.") for other in safe)
     ]
     if differences:
+        more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         raise ConfigError(
-            f"{out} holds another run: {'; '.join(differences)} (run/{NAME})",
+            f"{out} holds another run: {'; '.join(differences[:SHOWN])}{more} (run/{NAME})",
             hint="give the settings it was started with, or choose another --out",
         )
 

@@ -183,6 +183,15 @@ def test_an_adapter_is_small_and_serves_wherever_a_policy_does(kept: tuple[Path,
         load_checkpoint(folder, expect="reward")
 
 
+def test_a_parent_that_the_manifest_does_not_have_is_refused(tmp_path: Path) -> None:
+    model = CONFIG.build(seed=0)
+    add_adapters(model, LoRA(rank=2), seed=0)
+    files = save_adapter(tmp_path, model, parent="base")
+    write_manifest(tmp_path, kind="adapter", made_by="test", config={}, files=files)
+    with pytest.raises(ArtifactError, match=r"adapter\.json stands on its parent 'base', and its manifest names none"):
+        load_checkpoint(tmp_path)
+
+
 def test_a_wrong_or_missing_base_is_refused(kept: tuple[Path, Path, Transformer]) -> None:
     base, folder, model = kept
     other = saved(base.parent / "other", CONFIG.build(seed=9))

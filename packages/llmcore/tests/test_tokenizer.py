@@ -169,6 +169,13 @@ def test_a_megabyte_of_the_worst_text_takes_less_than_two_seconds(bpe: Tokenizer
     assert time.process_time() - started_at < 2 * 2  # encoding and decoding
 
 
+@pytest.mark.parametrize("name", ["normalizer", "pre_tokenizer", "decoder"])
+def test_a_part_that_is_no_table_is_one_sentence(name: str) -> None:
+    document = json.loads(Tokenizer.byte_level().files()["tokenizer.json"])
+    with pytest.raises(ArtifactError, match="not a tokenizer"):
+        Tokenizer(json.dumps({**document, name: 0.5}).encode())
+
+
 def test_damaged_files_are_one_sentence(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     path = tmp_path / "tokenizer.json"

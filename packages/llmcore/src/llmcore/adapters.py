@@ -89,6 +89,12 @@ def check_adapter(folder: Path) -> None:
 
 def load_base(folder: Path, manifest: Manifest, *, parent: str, base: Path | None) -> Checkpoint:
     """The model that an adapter stands on, and no other."""
+    if parent not in manifest.parents:
+        raise ArtifactError(
+            f"{folder / SETTINGS} stands on its parent {parent!r}, and its manifest names "
+            f"{', '.join(manifest.parents) or 'none'}",
+            hint="restore it from a copy, or make the adapter again",
+        )
     wanted = manifest.parents[parent].id
     place = base or Path(os.path.normpath(folder / manifest.places.get(parent, "")))
     advice = f"give the model with the id {wanted} as --base, or merge the adapter where that model is"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 TOKENIZER_FILE = "tokenizer.json"
 SPECIAL_TOKENS_FILE = "special_tokens.json"
 FILE_LIMIT = 64 * 2**20  # the largest tokenizer.json in use (250,000 ids with merges) has about 30 MB
+COMPONENTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
 
 # GPT-4's split with numbers in groups of at most three digits: each alternative starts with a disjoint or a shrinking
@@ -246,6 +247,8 @@ def parse_document(document: bytes) -> dict[str, Any]:
         raise damaged(f"{type(error).__name__}: {error}") from None
     if not isinstance(parsed.get("model"), dict) or len(set(contents.values())) != len(added):
         raise damaged("it has no model, or two control tokens share an id")
+    if not all(isinstance(parsed.get(name) or {}, dict) for name in COMPONENTS):
+        raise damaged(f"one of {', '.join(COMPONENTS)} is no table")
     if any(not 0 <= index < 2**24 for index in contents.values()):
         raise damaged("a control token's id is out of range")
     return dict(parsed)

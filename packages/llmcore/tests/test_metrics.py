@@ -64,6 +64,14 @@ def test_what_a_crash_left_at_the_end_is_dropped(tmp_path: Path, tail: bytes) ->
     assert [row["step"] for row in lines(path)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("value", ["[]", '"x"', "{}", str(10**400)])
+def test_a_line_with_a_figure_that_can_be_none_is_damaged(value: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1, "loss": 1.0}}\n{{"step": 2, "loss": {value}}}\n{{"step": 3, "loss": 1.0}}\n')
+    with pytest.raises(ArtifactError, match=r"metrics\.jsonl:2: not a line of metrics"):
+        MetricsFile(path, start=3)
+
+
 def test_a_damaged_line_among_those_to_keep_is_named(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\nnonsense\n{"step": 3}\n')

@@ -105,7 +105,7 @@ def kept_rows(path: Path, start: int | None) -> tuple[list[Line], int | None]:
     content = path.read_bytes() if path.exists() else b""
     for number, line in enumerate(content.split(b"\n")[:-1], 1):  # behind the last newline is half a line, or nothing
         row = parse_row(line)
-        if row is None:
+        if row is None or not all(is_figure(value) for value in row.values()):
             damaged = damaged or number
         elif start is not None and row["step"] > start:
             beyond = row["step"]
@@ -118,12 +118,17 @@ def kept_rows(path: Path, start: int | None) -> tuple[list[Line], int | None]:
 
 
 def parse_row(line: bytes) -> dict[str, Any] | None:
-    """The figures of one line, or None if it is damaged."""
+    """What one line says of its step, or None if it is damaged."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def is_figure(value: object) -> bool:
+    """Whether a value is one that a line of metrics can have."""
+    return value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def encode(row: Row) -> bytes:

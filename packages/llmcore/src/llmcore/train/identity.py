@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field, JsonValue, ValidationError
 
 from llmcore.config import Config, first_problem
-from llmcore.errors import ArtifactError, ConfigError
+from llmcore.errors import ArtifactError, ConfigError, LLMError
 from llmcore.manifest import ABSOLUTE_PATH, Manifest, plain_config
 from llmcore.storage import read_regular
 from llmcore.train.config import SAFE_TO_CHANGE, TrainConfig
@@ -95,7 +95,7 @@ def with_new_settings(found: Identity, kind: type[Config]) -> Identity:
     """An identity with the defaults of settings that came after it: what a run did before it could say so."""
     try:
         config = plain_config(kind.model_validate(found.config))
-    except ValidationError:  # it had settings that are gone: they are told as differences
+    except (ValidationError, LLMError):  # it had settings or parts that are gone: they are told as differences
         return found
     return found.model_copy(update={"config": json.loads(json.dumps(config))})
 

@@ -104,7 +104,7 @@ class Decoding:
         cache = allocate_cache(
             self.model.config,
             len(prompts),
-            longest if shared else self.read_token.capacity(columns),
+            longest if shared else columns,
             dtype=self.model.activation_dtype,
             device=self.device,
         )

@@ -56,15 +56,14 @@ class Column(NamedTuple):
 
 
 class WholeColumn(NamedTuple):
-    """The same where all tensors keep their shapes from token to token, so that one compilation serves them all."""
+    """The same from the whole cache, so that one compilation, in which `seen` is any number, serves all tokens."""
 
     all_keys: Sequence[Tensor]
     """For each layer (B, H, capacity, C)."""
     all_values: Sequence[Tensor]
-    place: Tensor
-    """(1,) the column."""
+    seen: int
+    """How many columns the token sees, the last of which is its own."""
     mask: Mask
-    """Of the columns up to this one."""
 
     def attend(
         self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, *, backend: Backend, scores: Scores
@@ -76,10 +75,11 @@ class WholeColumn(NamedTuple):
         )
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        kept = []
         for store, new in ((self.all_keys[layer], keys), (self.all_values[layer], values)):
-            new = new[..., : store.shape[-1]]
-            store.index_copy_(2, self.place, new.unsqueeze(2).to(store.dtype))
-        return self.all_keys[layer].flatten(0, 1), self.all_values[layer].flatten(0, 1)
+            store.narrow(2, self.seen - 1, 1).copy_(new[..., : store.shape[-1]].unsqueeze(2))
+            kept.append(store.flatten(0, 1).narrow(1, 0, self.seen))
+        return kept[0], kept[1]
 
 
 def values_of(keys: Tensor, values: Tensor, like: Tensor) -> Tensor:
@@ -155,13 +155,6 @@ class Cache:
         seen = self.length + 1
         allowed = None if self.attended is None else self.attended[:, None, None, :seen]
         return self.view_column(self.length, seen, Mask(causal=False, allowed=allowed))
-
-    def whole_column(self) -> tuple[tuple[Sequence[Tensor], Sequence[Tensor]], Tensor, Tensor]:
-        """Each layer's keys and values, the next column (1,), and (B, 1, 1, capacity) what its token sees."""
-        places = torch.arange(self.capacity, device=self.keys.device)
-        allowed = (places <= self.length).expand(self.rows, 1, 1, -1)
-        allowed = allowed if self.attended is None else allowed & self.attended[:, None, None]
-        return (self.keys.unbind(), self.values.unbind()), places[self.length : self.length + 1], allowed
 
     def view_column(self, place: int, seen: int, mask: Mask) -> Column:
         """A column at `place`, of which the token sees the first `seen`, as far as the mask allows."""

@@ -9,11 +9,12 @@ model's own forward reads it.
 """
 
 import functools
+import hashlib
 import os
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -29,8 +30,6 @@ from llmcore.model.products import ONEDNN_FROM_ROWS, FloatProducts, Product
 from llmcore.model.sharing import SharedCache
 from llmcore.model.transformer import PreNorm, Transformer
 
-COMPILED_COLUMNS = 64
-"""A compiled step's cache has a multiple of these columns, so that prompts of like lengths share a compilation."""
 BlockStep = Callable[[Tensor, Here], Tensor]
 """(B, D), here -> (B, D); the first is overwritten."""
 
@@ -58,6 +57,9 @@ class Step:
         self.norm = prepare_norm(model.final_norm, dtype)
         self.project = (model.embedding if model.head is None else model.head).prepare(dtype)
         self.compiled = compile_blocks() if compiled and self.blocks is not None else None
+        if self.compiled is not None:
+            described = f"{model.config.model_dump_json()} {model} {dtype}"
+            self.structure = hashlib.sha256(described.encode()).hexdigest()
 
     def shares(self, columns: int) -> bool:
         """Whether samples of so many columns are better read with a `SharedCache`."""
@@ -85,16 +87,11 @@ class Step:
             rotation = Rotation(rotation.cosine.squeeze(-3), rotation.sine.squeeze(-3))  # (1, C) or (B, 1, C)
         x = x.squeeze(1)
         if self.compiled is not None and type(cache) is Cache:
-            stores, place, allowed = cache.whole_column()
-            scores = self.compiled(self.blocks, self.norm, self.project, x, rotation, *stores, place, allowed)
+            scores = self.compiled(self, x, rotation, cache)
         else:
             scores = run_blocks(self.blocks, self.norm, self.project, x, Here(column, rotation))
         cache.advance(1, None)
         return widen(scores)
-
-    def capacity(self, columns: int) -> int:
-        """How many columns a cache should have for so many: a compiled step has a round number, to serve others too."""
-        return columns if self.compiled is None else -(-columns // COMPILED_COLUMNS) * COMPILED_COLUMNS
 
 
 def run_blocks(blocks: list[BlockStep], norm: NormStep, project: Product, x: Tensor, here: Here) -> Tensor:
@@ -104,7 +101,33 @@ def run_blocks(blocks: list[BlockStep], norm: NormStep, project: Product, x: Ten
     return project(norm(x))
 
 
+class CompiledBlocks:
+    """`run_whole` through torch.compile, once in a process for each structure of model and number of rows.
+
+    Before each call torch.compile checks hundreds of conditions on what it is given, which takes as long as compiling gains.
+    Here one string says all that the compiled code depends on, and is the only condition. Weights are arguments, and
+    how many columns there are is unknown to the code: it serves all tokens, all prompts, and weights that changed.
+    """
+
+    def __init__(self) -> None:
+        self.known: set[str] = set()
+        self.run = torch.compile(run_whole, options={"cpp_wrapper": True, "guard_filter_fn": only_structure})
+
+    def __call__(self, step: Step, x: Tensor, rotation: Rotation | None, cache: Cache) -> Tensor:
+        keys, values, ruler = cache.keys.unbind(), cache.values.unbind(), x.new_empty(cache.length + 1)
+        assert step.blocks is not None, "only prepared blocks are compiled"
+        structure = f"{step.structure} {len(x)} {x.device} {cache.keys.dtype} {cache.attended is None}"
+        if structure not in self.known:
+            self.known.add(structure)
+            open_dimensions(keys, values, ruler, cache.attended)
+        scores: Tensor = self.run(
+            structure, step.blocks, step.norm, step.project, x, rotation, keys, values, ruler, cache.attended
+        )
+        return scores
+
+
 def run_whole(
+    structure: str,
     blocks: list[BlockStep],
     norm: NormStep,
     project: Product,
@@ -112,25 +135,41 @@ def run_whole(
     rotation: Rotation | None,
     keys: Sequence[Tensor],
     values: Sequence[Tensor],
-    place: Tensor,
-    allowed: Tensor,
+    ruler: Tensor,
+    attended: Tensor | None,
 ) -> Tensor:
-    """The same on tensors whose shapes stay from token to token; see `Cache.whole_column`."""
-    column = WholeColumn(keys, values, place, Mask(causal=False, allowed=allowed))
+    """`run_blocks` on whole layers of a cache; the ruler is as long as what the token sees."""
+    assert structure, "the compiled code depends on it"
+    seen = ruler.shape[0]
+    allowed = None if attended is None else attended[:, None, None].narrow(3, 0, seen)
+    column = WholeColumn(keys, values, seen, Mask(causal=False, allowed=allowed))
     return run_blocks(blocks, norm, project, x, Here(column, rotation))
 
 
-@functools.cache
-def compile_blocks() -> Callable[..., Tensor] | None:
-    """`run_whole`, compiled once in a process for each model's shapes: weights are arguments, not constants.
+def only_structure(guards: Sequence[Any]) -> list[bool]:
+    """Which of torch.compile's conditions are checked."""
+    return [guard.name in ("structure", "L['structure']") for guard in guards]
 
-    Where there is no C++ compiler, a warning says so and the step stays as it is.
-    """
+
+def open_dimensions(keys: Sequence[Tensor], values: Sequence[Tensor], ruler: Tensor, attended: Tensor | None) -> None:
+    """Have the compiler leave the numbers of columns open."""
+    from torch._dynamo import mark_dynamic  # its import takes seconds
+
+    for store in (*keys, *values):
+        mark_dynamic(store, 2)
+    mark_dynamic(ruler, 0)
+    if attended is not None:
+        mark_dynamic(attended, 1)
+
+
+@functools.cache
+def compile_blocks() -> CompiledBlocks | None:
+    """One for the process. Where there is no C++ compiler, a warning says so and the step stays as it is."""
     name = os.environ.get("CXX") or "g++"
     if not any(shutil.which(compiler) for compiler in (name, "g++", "clang++")):
         warnings.warn(f"no C++ compiler ({name}) for a compiled step: decoding goes on without it", stacklevel=2)
         return None
-    return torch.compile(run_whole, options={"cpp_wrapper": True})
+    return CompiledBlocks()
 
 
 def prepare_block(block: PreNorm, layout: str, dtype: torch.dtype) -> BlockStep:

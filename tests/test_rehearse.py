@@ -123,6 +123,11 @@ def test_a_replay_that_cannot_be_is_one_sentence(words: list[str], message: str,
     assert refused.code == 2 and message in refused.err and "Traceback" not in refused.err
 
 
+def test_a_step_behind_the_last_is_none_of_the_run(line: Line, tmp_path: Path) -> None:
+    refused = run("llmcore", "replay", line.base, "--step", "9999", f"inputs.data={line.tokens}", cwd=tmp_path)
+    assert refused.code == 2 and "the run ends with step" in refused.err
+
+
 def test_a_diverged_run_names_the_layer_and_its_dump_is_replayed(line: Line, tmp_path: Path) -> None:
     words = [*command("pretrain", line), "--out", "out", "train.micro_batch=4", "train.clip=1e30"]
     broken = run(*words, "train.lr=1e30", "train.schedule.kind=constant", "train.schedule.warmup=0", cwd=tmp_path)

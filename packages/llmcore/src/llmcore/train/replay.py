@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from llmcore.errors import ArtifactError
+from llmcore.errors import ArtifactError, ConfigError
 from llmcore.storage import read_regular
 from llmcore.tensors import load_tensors
 from llmcore.train.config import TrainConfig
@@ -60,6 +60,8 @@ class Replay:
     def play(
         self, run: Run, model: nn.Module, source: Source[Any], loss_fn: LossFunction, config: TrainConfig
     ) -> NoReturn:
+        if self.step > config.steps:
+            raise ConfigError(f"--step {self.step}: the run ends with step {config.steps}")
         placement = run.resolve(config)
         place(model, placement)
         model.train()

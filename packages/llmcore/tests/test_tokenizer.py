@@ -13,7 +13,8 @@ import pytest
 from tokenizers import Tokenizer as Library
 
 from llmcore.errors import ArtifactError, ConfigError, DataError
-from llmcore.tokenizer import CONTROL_TOKENS, SpecialTokens, Tokenizer
+from llmcore.tokenizer import SpecialTokens, Tokenizer
+from llmcore.tokenizer_document import CONTROL_TOKENS
 
 SENTENCES = [
     "def stone(): return 'stone'[::-1]\n",

@@ -1,6 +1,7 @@
 """Rules in prose, kept by tests: who may import whom, and what may not be imported at all."""
 
 import ast
+import re
 import tomllib
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = sorted(p.name for p in (ROOT / "packages").iterdir() if p.is_dir())
 SOURCES = sorted((ROOT / "packages").glob("*/src/**/*.py"))
-TORCHLESS = ["errors", "config", "extensions", "storage", "manifest", "records", "tokenizer", "chat", "shards",
-             "literals", "command", "cli"]  # fmt: skip
+TORCHLESS = ["errors", "config", "extensions", "storage", "manifest", "records", "tokenizer", "tokenizer_document", "chat",
+             "shards", "literals", "command", "cli"]  # fmt: skip
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
@@ -66,6 +67,13 @@ def test_modules_that_answer_help_do_not_import_torch() -> None:
         assert not imports(path, top_level_only=True) & heavy, path
 
 
+def test_the_map_of_llmcore_names_every_module() -> None:
+    package = ROOT / "packages/llmcore/src/llmcore"
+    words = set(re.findall(r"\w+", ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""))
+    there = {path.stem for path in package.iterdir() if not path.name.startswith("__") and path.suffix in ("", ".py")}
+    assert there <= words, there - words
+
+
 def test_broad_excepts_stand_at_three_places_only() -> None:
     """The command's main, the call of a user's reward, and `tokenizers`, whose errors have no class of their own."""
     found = []
@@ -75,7 +83,7 @@ def test_broad_excepts_stand_at_three_places_only() -> None:
                 found.append(path.relative_to(ROOT / "packages").as_posix())
     assert sorted(found) == [
         "llmcore/src/llmcore/command.py",
-        "llmcore/src/llmcore/tokenizer.py",
+        "llmcore/src/llmcore/tokenizer_document.py",
         "llmrl/src/llmrl/rewards/calling.py",
     ]
 

@@ -2,27 +2,45 @@
 
 A map of the package; nothing is imported here, so that `--help` stays fast:
 
+    what everything stands on
     errors       LLMError and its kinds: what a user can mend
     config       Config, load_config: TOML files and dotted overrides
     extensions   Part: what is replaced rather than flagged, found by entry point
     storage      durable writes: temporary name, fsync, rename
     manifest     Manifest: kind, config, family tree, hashes
+
+    text and conversations
+    tokenizer    byte-level and BPE; tokenizer_document reads and writes its tokenizer.json
+    shards       token shards on disk
     conversations  Chat, Preference, Prompt
-    records      the same read and written: rows of files, in the shapes people have
-    tokenizer    byte-level and BPE
+    records      the same read and written: rows are of files, shapes those in which people have them
     chat         conversations to token ids and loss mask
     chat_formats ChatML, Llama, Mistral, Gemma …: how each kind of model has conversations written
-    shards       token shards on disk
-    tensors      safetensors files: written durably, mapped, verified over the mapping
-    checkpoint   weights + architecture + tokenizer + manifest
-    losses       next-token loss and token log-probabilities, never all logits at once
+    literals     answers that are Python literals, compared by value
+
+    models
     model/       the transformer and its parts
-    generate/    sampling and the generation engine
-    evaluate/    tasks scored by log-likelihood
+    checkpoint   weights + architecture + tokenizer + manifest
+    tensors      safetensors files: written durably, mapped, verified over the mapping
+    lora         adapters as a part; adapters keeps them on disk
     huggingface/ Hugging Face folders, read and written
+
+    learning, speaking, measuring
+    batching     ragged rows to padded batches; branches reads what rows share once
+    losses       next-token loss and token log-probabilities, never all logits at once; objective has their settings
     train/       fit, optimizers, schedules, the run folder
+    generate/    sampling and the generation engine
+    scoring      scores of conversations, for every stage
+    evaluate/    tasks scored by log-likelihood
+    intervals    95 % intervals of what is reported
+
+    in the terminal
+    cli          the command `llmcore`
     command      what every command-line program here shares
+    runs/        runs on this disk: list, show, compare, plot, replay
     inspection   what an artifact is, for people and for machines
     preview      a text or a conversation, token by token
-    cli          the command `llmcore`
+    doctor       what this machine can do
+    launch       a batch script for SLURM
+    charts       lines and intervals as SVG
 """

@@ -124,8 +124,9 @@ def chat(
 ) -> None:
     """Talk with a policy in the terminal: Ctrl-C stops an answer, /new begins again, Ctrl-D ends.
 
-    When a conversation outgrows the context, the oldest turns after the system message are dropped, each with its
-    answer, and that is said. At most half of the context is kept free for the answer.
+    When a conversation outgrows the context, the oldest turns after the system
+    message are dropped, each with its answer, and that is said. At most half of
+    the context is kept free for the answer.
     """
     from llmcore.generate.chat import load_policy, run_chat
     from llmcore.generate.sampling import Sampling

@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = sorted(p.name for p in (ROOT / "packages").iterdir() if p.is_dir())
 SOURCES = sorted((ROOT / "packages").glob("*/src/**/*.py"))
-TORCHLESS = ["errors", "config", "extensions", "storage", "manifest", "records", "tokenizer", "tokenizer_document", "chat",
-             "shards", "literals", "command", "cli"]  # fmt: skip
+TORCHLESS = ["errors", "config", "extensions", "storage", "manifest", "records", "tokenizer",
+             "tokenizer_document", "chat", "shards", "literals", "command", "cli"]  # fmt: skip
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> set[str]:

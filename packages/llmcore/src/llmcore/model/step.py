@@ -106,7 +106,8 @@ class CompiledBlocks:
 
     Before each call torch.compile checks hundreds of conditions on what it is given, which takes as long as compiling
     gains. Here one string says all that the compiled code depends on, and is the only condition. Weights are
-    arguments, and how many columns there are is unknown to the code: it serves all tokens, all prompts, and weights that changed.
+    arguments, and how many columns there are is unknown to the code: it serves all tokens, all prompts, and weights
+    that changed.
     """
 
     def __init__(self) -> None:

@@ -213,6 +213,7 @@ ENDS_EARLY = ["train.ema=0.8", "train.early_stopping.patience=1", "train.early_s
 TOGETHER = {
     "ddp muon": ["ddp", "train.optimizer.kind=muon", "train.optimizer.adamw.eps=1e-4", *ENDS_EARLY],
     "fsdp recomputed": ["fsdp", "train.checkpoint_activations=true", *ENDS_EARLY],
+    "fsdp best": ["fsdp", "train.keep_best=1", "train.artifact=best", "train.eval_every=1", *ENDS_EARLY],
     "ddp fp16": ["ddp", "train.dtype=fp16", "train.loss_scale=32768", "train.loss_scale_window=2"],
 }
 
@@ -231,4 +232,19 @@ def test_average_early_stopping_scale_and_recomputed_blocks_on_two_ranks_equal_o
     fine(*words, f"train.parallel={mode}", "--out", tmp_path / "two", cwd=tmp_path)
     assert_same_run(tmp_path / "two", tmp_path / "one", tolerance=2e-6 if mode == "fsdp" else 2e-3)
     if "early_stopping" in " ".join(settings):
-        assert [row["step"] for row in figures(tmp_path / "two")] == [1, 2, 3, 4]
+        last = 2 if "train.eval_every=1" in settings else 4
+        assert [row["step"] for row in figures(tmp_path / "two")] == list(range(1, last + 1))
+
+
+@pytest.mark.parametrize(
+    ("stage", "mode"), [("grpo", "fsdp"), *(pytest.param("ppo", mode, marks=pytest.mark.slow) for mode in MODES)]
+)
+def test_adapters_learn_by_reinforcement_on_two_ranks_as_on_one(
+    stage: str, mode: str, line: Line, tmp_path: Path
+) -> None:
+    own = {"grpo": ["train.ema=0.8"], "ppo": ["ppo.critic.kind=separate", "ppo.vf_coef=1"]}
+    words = [*command(stage, line), "lora.rank=2", *own[stage]]
+    alone = run(*words, "train.micro_batch=4", "--out", tmp_path / "one", cwd=tmp_path)
+    assert alone.code == 0, alone.err
+    fine(*words, f"train.parallel={mode}", "--out", tmp_path / "two", cwd=tmp_path)
+    assert_same_run(tmp_path / "two", tmp_path / "one")

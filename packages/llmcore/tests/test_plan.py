@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from llmcore.losses import Batch, next_token_loss
 from llmcore.model.config import ModelConfig
+from llmcore.train.blocks import training_blocks
 from llmcore.train.config import TrainConfig
 from llmcore.train.loop import train_step
 from llmcore.train.plan import plan_of
@@ -39,7 +40,11 @@ def peak_of(work: Callable[[], Any]) -> int:
     return most
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def silent(_: str) -> None:
+    """Nobody listens."""
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp32 recomputed"])
 @pytest.mark.parametrize(
     ("rows", "length", "width", "depth", "vocabulary"),
     [(8, 128, 128, 4, 300), (2, 64, 256, 2, 4000), (4, 256, 64, 2, 32000)],
@@ -47,7 +52,8 @@ def peak_of(work: Callable[[], Any]) -> int:
 def test_the_memory_of_a_plan_is_that_of_a_real_step(
     rows: int, length: int, width: int, depth: int, vocabulary: int, dtype: str, tmp_path: Path
 ) -> None:
-    config = TrainConfig(batch=rows, device="cpu", dtype=dtype)
+    dtype, _, recomputed = dtype.partition(" ")
+    config = TrainConfig(batch=rows, device="cpu", dtype=dtype, checkpoint_activations=bool(recomputed))
     shape = ModelConfig(vocab_size=vocabulary, width=width, depth=depth, context=length)
     batch = batch_of(rows, length, vocabulary)
 
@@ -64,8 +70,9 @@ def test_the_memory_of_a_plan_is_that_of_a_real_step(
         model = shape.build(seed=0)
         model.activation_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
         optimizer = config.optimizer.build(model, 0.1)
-        for _ in range(2):
-            train_step(model, optimizer, [batch], next_token_loss, clip=1.0)
+        with training_blocks(model, config, say=silent):
+            for _ in range(2):
+                train_step(model, optimizer, [batch], next_token_loss, clip=1.0)
 
     measured = peak_of(whole)
     assert planned["memory"]["total"] == pytest.approx(measured, rel=TOLERANCE)

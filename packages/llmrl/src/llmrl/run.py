@@ -240,16 +240,18 @@ def evaluation(
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         found: dict[str, float] = {}
+        policy = policy_of(model)
+        reference = policy if start.reference is start.policy.model else start.reference  # the same, gathered
         for prefix, temperature in (("", config.rollout.temperature), ("greedy_", 0.0)):
             answers = answer(
-                policy_of(model),
+                policy,
                 held_out,
                 chosen,
                 start.policy.tokenizer,
                 rewards=start.rewards,
                 max_new_tokens=config.rollout.max_completion_length,
                 temperature=temperature,
-                reference=None if prefix else start.reference,
+                reference=None if prefix else reference,
             )
             found |= flat_figures(summarize(answers), prefix)
         return found

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -19,7 +20,10 @@ from torch import Tensor, nn
 
 from llmcore.command import as_typed
 from llmcore.losses import CHUNK_BYTES
+from llmcore.model.attention import Around
 from llmcore.model.size import parameters_by_module
+from llmcore.model.transformer import ApplyBlock, Transformer, apply_block, take_aux_losses
+from llmcore.train.blocks import Recomputed, training_blocks
 from llmcore.train.config import TrainConfig
 from llmcore.train.describe import describe_model, describe_training
 from llmcore.train.device import place
@@ -48,13 +52,15 @@ class Memory(NamedTuple):
     optimizer: int
     activations: int
     """What the backward of one micro-batch needs, as it was kept."""
+    recomputed: int
+    """The inside of one block, where blocks are computed again in the backward."""
     scratch: int
     """The scores of one chunk of tokens and what becomes of them, made and dropped inside the loss."""
 
     @property
     def total(self) -> int:
         """Gradients come as the backward goes on, when the loss has dropped its scores: the larger of both counts."""
-        return self.weights + self.optimizer + self.activations + max(self.gradients, self.scratch)
+        return self.weights + self.optimizer + self.activations + max(self.gradients + self.recomputed, self.scratch)
 
 
 class Plan:
@@ -92,15 +98,17 @@ def plan_of(
         torch.manual_seed(step_seed(config.seed, 0))
         return train_step(model, optimizer, first, loss_fn, clip=config.clip, device=placement.device).tokens
 
-    with kept_for_backward(model) as kept:
+    eager = config.model_copy(update={"compile": False})
+    with training_blocks(model, eager, say=run.view.say), kept_for_backward(model) as kept:
         update()
     Average(optimizer, config.ema).update(0)  # a copy of the weights, where there is one
     synchronize(placement.device)
     began = time.perf_counter()
-    update()
+    with training_blocks(model, eager, say=run.view.say):
+        update()
     synchronize(placement.device)
     computing = (time.perf_counter() - began) * len(batches)
-    memory = memory_of(model, optimizer, activations=kept(), tokens=tokens_in(first[0], 0))
+    memory = memory_of(model, optimizer, kept=kept, tokens=tokens_in(first[0], 0))
     tokens = sum(tokens_in(batch, 0) for batch in batches)
     flops = training_flops(model)
     saved = snapshot_paths(run.snapshots)
@@ -130,23 +138,56 @@ def plan_of(
     }
 
 
-@contextmanager
-def kept_for_backward(model: nn.Module) -> Iterator[Callable[[], int]]:
-    """Count the bytes that the forward keeps for the backward, weights aside, each storage once."""
-    own = {weight.untyped_storage().data_ptr() for weight in (*model.parameters(), *model.buffers())}
-    sizes: dict[int, int] = {}
+class Kept:
+    """What the forward keeps for the backward, weights aside, each storage once."""
 
-    def keep(tensor: Tensor) -> Tensor:
+    def __init__(self, model: nn.Module) -> None:
+        self.own = {weight.untyped_storage().data_ptr() for weight in (*model.parameters(), *model.buffers())}
+        self.sizes: dict[int, int] = {}
+        self.recomputed = 0
+        """Bytes inside the largest block that is computed again."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all of it."""
+        return sum(self.sizes.values())
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """Count one tensor."""
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            sizes[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in self.own:
+            self.sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield lambda: sum(sizes.values())
+    def block(self, inner: ApplyBlock, block: nn.Module, x: Tensor, around: Around) -> Tensor:
+        """Run a block that keeps only what enters it, after looking at what its inside would keep."""
+        inside: dict[int, int] = {}
+
+        def look(tensor: Tensor) -> Tensor:
+            inside[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(look, lambda tensor: tensor):
+            apply_block(block, x, around)
+        take_aux_losses(block)
+        entered = self.keep(x).untyped_storage().data_ptr()
+        new = sum(size for address, size in inside.items() if address not in self.own and address != entered)
+        self.recomputed = max(self.recomputed, new)
+        return inner(block, x, around)
 
 
-def memory_of(model: nn.Module, optimizer: torch.optim.Optimizer, *, activations: int, tokens: int) -> Memory:
+@contextmanager
+def kept_for_backward(model: nn.Module) -> Iterator[Kept]:
+    """Count what a forward inside keeps for its backward."""
+    kept = Kept(model)
+    recomputing = [m for m in model.modules() if isinstance(m, Transformer) and isinstance(m.apply_block, Recomputed)]
+    for transformer in recomputing:
+        transformer.apply_block = partial(kept.block, transformer.apply_block)
+    with torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda tensor: tensor):
+        yield kept
+
+
+def memory_of(model: nn.Module, optimizer: torch.optim.Optimizer, *, kept: Kept, tokens: int) -> Memory:
     """What a step holds, after one was taken."""
     weights = list(model.parameters())
     state = [value for entry in optimizer.state.values() for value in entry.values() if isinstance(value, Tensor)]
@@ -155,7 +196,8 @@ def memory_of(model: nn.Module, optimizer: torch.optim.Optimizer, *, activations
         weights=bytes_in(weights),
         gradients=bytes_in([weight for weight in weights if weight.requires_grad]),
         optimizer=bytes_in(state),
-        activations=activations,
+        activations=kept.bytes,
+        recomputed=kept.recomputed,
         scratch=COPIES_OF_SCORES * min(CHUNK_BYTES, 4 * vocabulary * tokens),
     )
 
@@ -204,7 +246,7 @@ def lines(run: Run, model: nn.Module, config: TrainConfig, facts: dict[str, Any]
     yield (
         "memory",
         f"{amount(memory['total'], 'B')}: "
-        + ", ".join(f"{name} {amount(size, 'B')}" for name, size in memory.items() if name != "total"),
+        + ", ".join(f"{name} {amount(size, 'B')}" for name, size in memory.items() if name != "total" and size),
     )
     yield "device", f"{facts['device']} · {amount(facts['matmul_peak'], 'FLOP/s')} in a matrix product"
     yield (

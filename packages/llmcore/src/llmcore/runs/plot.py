@@ -44,6 +44,11 @@ def svg_file(out: Path, runs: Sequence[RunFolder], metrics: Sequence[str]) -> No
             Series(name, points, color) for (name, points), color in zip(curves(runs, metric).items(), cycle(COLORS))
         ]
         charts.append(f"<h3>{metric}</h3>" + line_chart(lines, x_name="steps"))
+    write_durably(out, svg_page(charts))
+
+
+def svg_page(charts: Sequence[str]) -> bytes:
+    """Charts of `llmcore.charts` below each other as one SVG file."""
     variables = "".join(f"--{name}:{value};" for name, value in COLORS.items())
     height = 340 * len(charts)
     page = (
@@ -53,7 +58,7 @@ def svg_file(out: Path, runs: Sequence[RunFolder], metrics: Sequence[str]) -> No
         + "".join(charts).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ')
         + "</div></foreignObject></svg>"
     )
-    write_durably(out, page.encode())
+    return page.encode()
 
 
 def text_chart(points: Points, *, width: int = 60, height: int = 10) -> str:

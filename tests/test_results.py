@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import results  # noqa: E402
 import results_page  # noqa: E402
 
-RECORD = {"machine": {"cores": "2"}, "seeds": [0, 1], "jobs": {"grpo-0": {"command": "llmrl grpo a.toml"}}}
+RECORD = {"machine": {"cores": "2"}, "jobs": {"grpo-0": {"command": "llmrl grpo a.toml"}}}
 
 
 def options(tmp_path: Path, *topics: str, data: str = "none") -> argparse.Namespace:
@@ -108,11 +108,12 @@ def test_the_curve_is_true_and_learned_reward_over_kl(tmp_path: Path) -> None:
     for seed in (0, 1):
         rows = [
             {"step": step, "val_kl": step + seed, "val_rewards/literal": 0.5, "val_greedy_rewards/literal": 0.6,
-             "val_rewards/judge": 1.0 + step}
+             f"val_rewards/judge-{seed}": 1.0 + step}
             for step in (1, 2)
         ]  # fmt: skip
         path = tmp_path / f"overoptimisation-{seed}" / "run" / "metrics.jsonl"
         path.parent.mkdir(parents=True)
+        (path.parent.parent / "manifest.json").touch()
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = results_page.write(tmp_path, RECORD, page=tmp_path / "results.md")
     assert "| 2 | 2.50 (2.00–3.00) | 3.00 (3.00–3.00) | 50.0 % (50.0–50.0) |" in page.read_text()

@@ -55,7 +55,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     os.chdir(ROOT)
     try:
-        line = Line(options.out, machine=figures.machine(), seeds=options.seeds)
+        line = Line(options.out, machine=figures.machine())
         failed = line.run(plan(options), keep_going=options.keep_going)
         line.save()
         page = results_page.write(options.out, line.record, page=options.page)

@@ -37,36 +37,36 @@ def write(out: Path, record: Scores, *, page: Path) -> Path:
 
 def overview(record: Scores) -> Iterator[str]:
     """Where and how often."""
-    machine, seeds = record["machine"], record["seeds"]
+    machine = record["machine"]
     where = ", ".join(f"{name} {value}" for name, value in machine.items())
     legend = "Intervals in [brackets] are 95 %; ranges in (parentheses) are over seeds."
-    yield f"Machine: {where}. Seeds: {', '.join(map(str, seeds))}. {legend}"
+    yield f"Machine: {where}. {legend}"
 
 
 def fine_tuning(out: Path, record: Scores) -> Iterator[str]:
     """Held-out loss of assistants beside their base, by data set."""
-    rows = []
+    rows, first = [], list[str]()
     for path in sorted((out / "eval").glob("sft-*.json")):
         name = path.stem.removeprefix("sft-")
-        base, *tuned = read_json(path).values()
+        base, *tuned = (found := read_json(path)).values()
+        made = [Path(folder).name for folder in found][1:]
         asked = f"{base['asked']} rows"
         right = " → ".join(percent([scores["greedy"]["value"] for scores in found]) for found in ([base], tuned))
         loss = f"{base['loss']:.3f} → **{spread([scores['loss'] for scores in tuned], '.3f')}**"
         perplexity = f"{base['perplexity']:.1f} → {spread([scores['perplexity'] for scores in tuned], '.1f')}"
-        rows.append((name, asked, loss, perplexity, right, times(out, [f"sft-{name}-{s}" for s in record["seeds"]])))
+        rows.append((name, asked, loss, perplexity, right, times(out, made)))
+        first += made[:1]
     if rows:
         yield "\n### SFT on `gsm8k` and `rasbt`\n"
         yield from table(("data", "held out", "loss, nats per token", "perplexity", "exact, greedy", "training"), rows)
-        yield from commands(record, "base", *(f"sft-{row[0]}-{record['seeds'][0]}" for row in rows),
-                            *(f"eval sft-{row[0]}" for row in rows))  # fmt: skip
+        yield from commands(record, "base", *first, *(f"eval sft-{row[0]}" for row in rows))  # fmt: skip
 
 
 def rewards(out: Path, record: Scores) -> Iterator[str]:
     """Held-out accuracy of reward models beside the length ruler, by data set and seed."""
-    rows = []
+    rows, first = [], list[str]()
     for name in ("hh_rlhf", "rasbt", "max"):
-        found = {seed: read_json(out / "eval" / f"reward-{name}-{seed}.json") for seed in record["seeds"]}
-        found = {seed: scores for seed, scores in found.items() if scores}
+        found = {seed: read_json(out / "eval" / f"reward-{name}-{seed}.json") for seed in seeds(out, f"reward-{name}")}
         if found:
             values = [scores["accuracy"]["value"] for scores in found.values()]
             ruler = next(iter(found.values()))["ruler"]
@@ -74,25 +74,24 @@ def rewards(out: Path, record: Scores) -> Iterator[str]:
             errors = spread([scores["calibration_error"] for scores in found.values()], ".3f")
             took = times(out, [f"reward-{name}-{seed}" for seed in found])
             rows.append((name, f"{ruler['cases']}", f"**{percent(values)}**", each, share(ruler), errors, took))
+            first.append(f"reward-{name}-{min(found)}")
     if rows:
         yield "\n### Reward models\n"
         heads = ("data", "held-out pairs", "accuracy", "each seed", "“the longer answer wins”", "ECE", "training")
         yield from table(heads, rows)
-        first = [f"reward-{row[0]}-{record['seeds'][0]}" for row in rows]
         yield from commands(record, *first, *(f"eval {name}" for name in first[:1]))
 
 
 def policies(out: Path, record: Scores, topic: str) -> Iterator[str]:
     """The rule on held-out questions, before and after, by seed."""
     rows, pairs = [], list[tuple[Scores, Scores]]()
-    for seed in record["seeds"]:
-        found = read_json(out / "eval" / f"{topic}-{seed}.json")
-        if found:
-            before, after = found.values()
-            pairs.append((before, after))
-            took = times(out, [f"sft-max-{seed}"]), times(out, [f"{topic}-{seed}"])
-            cells = [share(scores[name]) for name in (SAMPLED, GREEDY) for scores in (before, after)]
-            rows.append((str(seed), *cells, *learned(before, after), f"{after['sampled/kl']['value']:.2f}", *took))
+    found = seeds(out, topic)
+    for seed in found:
+        before, after = read_json(out / "eval" / f"{topic}-{seed}.json").values()
+        pairs.append((before, after))
+        took = times(out, [f"sft-max-{seed}"]), times(out, [f"{topic}-{seed}"])
+        cells = [share(scores[name]) for name in (SAMPLED, GREEDY) for scores in (before, after)]
+        rows.append((str(seed), *cells, *learned(before, after), f"{after['sampled/kl']['value']:.2f}", *took))
     if not rows:
         return
     means = [percent([pair[side][name]["value"] for pair in pairs]) for name in (SAMPLED, GREEDY) for side in (0, 1)]
@@ -103,8 +102,7 @@ def policies(out: Path, record: Scores, topic: str) -> Iterator[str]:
     heads = ["seed", "sampled, SFT", f"sampled, {topic.upper()}", "greedy, SFT", f"greedy, {topic.upper()}"]
     heads += ["learned reward, sampled"] * bool(scores)
     yield from table((*heads, "KL, nats", "SFT", topic.upper()), rows)
-    seed = record["seeds"][0]
-    yield from commands(record, "max chats", f"sft-max-{seed}", f"{topic}-{seed}", f"eval {topic}-{seed}")
+    yield from commands(record, "max chats", f"sft-max-{found[0]}", f"{topic}-{found[0]}", f"eval {topic}-{found[0]}")
 
 
 def learned(before: Scores, after: Scores) -> list[str]:
@@ -130,16 +128,14 @@ def learned_name(scores: Scores) -> str:
 
 def overoptimisation(out: Path, record: Scores, picture: Path) -> Iterator[str]:
     """True and learned reward over KL: means over seeds at each evaluation."""
-    runs = [out / f"overoptimisation-{seed}" / "run" / "metrics.jsonl" for seed in record["seeds"]]
-    curves = [
-        [row for row in read_metrics(path) if row.get(f"val_{RULE}") is not None] for path in runs if path.exists()
-    ]
+    runs = sorted(path.parent for path in out.glob("overoptimisation-*/manifest.json"))
+    logs = [read_metrics(run / "run" / "metrics.jsonl") for run in runs]
+    curves = [[evaluation(row) for row in log if row.get(f"val_{RULE}") is not None] for log in logs]
     if not curves or not all(curves):
         return
     steps = sorted(set.intersection(*({row["step"] for row in curve} for curve in curves)))
     at = {step: [next(row for row in curve if row["step"] == step) for curve in curves] for step in steps}
-    score = next(key for key in curves[0][0] if key.startswith("val_rewards/") and key != f"val_{RULE}")
-    names = {"true: share of right answers": f"val_{RULE}", "learned: mean score, in deviations": score}
+    names = {"true: share of right answers": "right", "learned: mean score, in deviations": "score"}
     lines = [
         Series(name, mean_points(at.values(), key), color)
         for (name, key), color in zip(names.items(), ("green", "amber"), strict=True)
@@ -150,21 +146,33 @@ def overoptimisation(out: Path, record: Scores, picture: Path) -> Iterator[str]:
     chosen = [steps[round(place * (len(steps) - 1) / (CURVE_ROWS - 1))] for place in range(CURVE_ROWS)]
     yield from table(
         ("step", "KL, nats", "learned reward", "right answers, sampled", "greedy"),
-        [curve_row(step, at[step], score) for step in dict.fromkeys(chosen)],
+        [curve_row(step, at[step]) for step in dict.fromkeys(chosen)],
     )
-    yield from commands(record, f"overoptimisation-{record['seeds'][0]}")
+    yield from commands(record, runs[0].name)
 
 
-def mean_points(evaluations: Iterable[Sequence[Scores]], key: str) -> list[tuple[float, float]]:
+def evaluation(row: Scores) -> Scores:
+    """The held-out figures in a line of metrics; the learned reward has the name of its checkpoint there."""
+    score = next(key for key in row if key.startswith("val_rewards/") and key != f"val_{RULE}")
+    names = {"step": "step", "kl": "val_kl", "score": score, "right": f"val_{RULE}", "greedy": f"val_greedy_{RULE}"}
+    return {name: row[key] for name, key in names.items()}
+
+
+def seeds(out: Path, topic: str) -> list[int]:
+    """The seeds of which there is an evaluation."""
+    return sorted(int(path.stem.rpartition("-")[2]) for path in (out / "eval").glob(f"{topic}-[0-9]*.json"))
+
+
+def mean_points(evaluations: Iterable[Sequence[Scores]], name: str) -> list[tuple[float, float]]:
     """(KL, a figure) of each evaluation, means over seeds."""
-    return sorted((fmean(row["val_kl"] for row in rows), fmean(row[key] for row in rows)) for rows in evaluations)
+    return sorted((fmean(row["kl"] for row in rows), fmean(row[name] for row in rows)) for rows in evaluations)
 
 
-def curve_row(step: int, rows: Sequence[Scores], score: str) -> tuple[str, ...]:
+def curve_row(step: int, rows: Sequence[Scores]) -> tuple[str, ...]:
     """One evaluation of all seeds as cells."""
-    kl, learned_scores = (spread([row[key] for row in rows], ".2f") for key in ("val_kl", score))
-    right = (percent([row[key] for row in rows]) for key in (f"val_{RULE}", f"val_greedy_{RULE}"))
-    return str(step), kl, learned_scores, *right
+    figures = (spread([row[name] for row in rows], ".2f") for name in ("kl", "score"))
+    shares = (percent([row[name] for row in rows]) for name in ("right", "greedy"))
+    return str(step), *figures, *shares
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -111,10 +111,12 @@ def test_the_curve_is_true_and_learned_reward_over_kl(tmp_path: Path) -> None:
              f"val_rewards/judge-{seed}": 1.0 + step}
             for step in (1, 2)
         ]  # fmt: skip
+        rows[0] |= {"rewards/literal/mean": 0.25, f"rewards/judge-{seed}/mean": 0.0}
         path = tmp_path / f"overoptimisation-{seed}" / "run" / "metrics.jsonl"
         path.parent.mkdir(parents=True)
         (path.parent.parent / "manifest.json").touch()
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = results_page.write(tmp_path, RECORD, page=tmp_path / "results.md")
     assert "| 2 | 2.50 (2.00–3.00) | 3.00 (3.00–3.00) | 50.0 % (50.0–50.0) |" in page.read_text()
+    assert "| 0 | 0.00 (0.00–0.00) | 0.00 (0.00–0.00) | 25.0" in page.read_text()
     assert "learned: mean score" in (tmp_path / results_page.CURVE).read_text()

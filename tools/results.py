@@ -197,11 +197,13 @@ def on_one_task(options: argparse.Namespace, topics: Sequence[str]) -> list[Step
                           target, seed, {"--policy": sft, "--reward": paid, "--prompts": rows["prompts"]},
                           reads=[] if topic == "grpo" else [reward])
             )  # fmt: skip
-            compare.append(
-                measure(options, target.name, "llmrl eval", sft, target, "--reward", paid, "--prompts", rows["prompts"],
-                        "--count", 400, "--max-new-tokens", 8, "--seed", seed,
-                        reads=[sft, target, rows["prompts"], *([] if topic == "grpo" else [reward])])
-            )  # fmt: skip
+            if topic != "overoptimisation":  # the metrics of which are the curve
+                read = [sft, target, rows["prompts"], *([] if topic == "grpo" else [reward])]
+                compare.append(
+                    measure(options, target.name, "llmrl eval", sft, target, "--reward", paid,
+                            "--prompts", rows["prompts"], "--count", 400, "--max-new-tokens", 8, "--seed", seed,
+                            reads=read)
+                )  # fmt: skip
     steps = {"questions": make, "tune": tune, "score": judge, "improve": improve, "compare": compare}
     titles = ("one kind of question", "fine-tuning, slips included", "reward models", "GRPO and PPO", "comparison")
     return [

@@ -130,7 +130,7 @@ def overoptimisation(out: Path, record: Scores, picture: Path) -> Iterator[str]:
     """True and learned reward over KL: means over seeds at each evaluation."""
     runs = sorted(path.parent for path in out.glob("overoptimisation-*/manifest.json"))
     logs = [read_metrics(run / "run" / "metrics.jsonl") for run in runs]
-    curves = [[evaluation(row) for row in log if row.get(f"val_{RULE}") is not None] for log in logs]
+    curves = [evaluations(log) for log in logs]
     if not curves or not all(curves):
         return
     steps = sorted(set.intersection(*({row["step"] for row in curve} for curve in curves)))
@@ -151,16 +151,23 @@ def overoptimisation(out: Path, record: Scores, picture: Path) -> Iterator[str]:
     yield from commands(record, runs[0].name)
 
 
-def evaluation(row: Scores) -> Scores:
-    """The held-out figures in a line of metrics; the learned reward has the name of its checkpoint there."""
-    score = next(key for key in row if key.startswith("val_rewards/") and key != f"val_{RULE}")
-    names = {"step": "step", "kl": "val_kl", "score": score, "right": f"val_{RULE}", "greedy": f"val_greedy_{RULE}"}
-    return {name: row[key] for name, key in names.items()}
-
-
 def seeds(out: Path, topic: str) -> list[int]:
     """The seeds of which there is an evaluation."""
     return sorted(int(path.stem.rpartition("-")[2]) for path in (out / "eval").glob(f"{topic}-[0-9]*.json"))
+
+
+def evaluations(log: Sequence[Scores]) -> list[Scores]:
+    """Held-out figures in the metrics of a run, behind those of its first rollout, which no update came before."""
+    return [*([figures_in(log[0], "rewards/", "/mean") | {"step": 0, "kl": 0.0}] if log else []),
+            *(figures_in(row, "val_rewards/", "") for row in log if row.get(f"val_{RULE}") is not None)]  # fmt: skip
+
+
+def figures_in(row: Scores, prefix: str, suffix: str) -> dict[str, Any]:
+    """The rule and the learned reward, which has the name of its checkpoint, in a line of metrics."""
+    rule = f"{prefix}literal{suffix}"
+    score = next(key for key in row if key.startswith(prefix) and key.endswith(suffix) and key != rule)
+    greedy = row.get(f"val_greedy_{RULE}")
+    return {"step": row["step"], "kl": row.get("val_kl"), "score": row[score], "right": row[rule], "greedy": greedy}
 
 
 def mean_points(evaluations: Iterable[Sequence[Scores]], name: str) -> list[tuple[float, float]]:
@@ -171,8 +178,8 @@ def mean_points(evaluations: Iterable[Sequence[Scores]], name: str) -> list[tupl
 def curve_row(step: int, rows: Sequence[Scores]) -> tuple[str, ...]:
     """One evaluation of all seeds as cells."""
     figures = (spread([row[name] for row in rows], ".2f") for name in ("kl", "score"))
-    shares = (percent([row[name] for row in rows]) for name in ("right", "greedy"))
-    return str(step), *figures, *shares
+    shares = ([row[name] for row in rows if row[name] is not None] for name in ("right", "greedy"))
+    return str(step), *figures, *(percent(values) if values else "–" for values in shares)
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

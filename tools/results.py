@@ -180,37 +180,58 @@ def on_one_task(options: argparse.Namespace, topics: Sequence[str]) -> list[Step
         )
         for kind, folder in rows.items()
     ]
-    tune, judge, improve, compare = list[Job](), list[Job](), list[Job](), list[Job]()
-    for seed in options.seeds:
-        sft, reward = out / f"sft-max-{seed}", out / f"reward-max-{seed}"
-        tune.append(train_job("llmsft run", "sft/max", sft, seed, {"--base": options.base, "--data": rows["chats"]}))
-        if {"ppo", "overoptimisation"} & set(topics):
-            given = {"--base": sft, "--data": rows["preferences"]}
-            judge.append(train_job("llmreward run", "reward/max", reward, seed, given))
-            compare.append(measure(options, reward.name, "llmreward eval", reward, "--data", rows["preferences"],
-                                   reads=[reward, rows["preferences"]]))  # fmt: skip
-        for topic in topics:
-            target = out / f"{topic}-{seed}"
-            paid = "literal" if topic == "grpo" else f"{reward} + 0*literal"
-            improve.append(
-                train_job(f"llmrl {'grpo' if topic == 'grpo' else 'ppo'}", RL_SETTINGS[topic],
-                          target, seed, {"--policy": sft, "--reward": paid, "--prompts": rows["prompts"]},
-                          reads=[] if topic == "grpo" else [reward])
-            )  # fmt: skip
-            if topic != "overoptimisation":  # the metrics of which are the curve
-                read = [sft, target, rows["prompts"], *([] if topic == "grpo" else [reward])]
-                compare.append(
-                    measure(options, target.name, "llmrl eval", sft, target, "--reward", paid,
-                            "--prompts", rows["prompts"], "--count", 400, "--max-new-tokens", 8, "--seed", seed,
-                            reads=read)
-                )  # fmt: skip
-    steps = {"questions": make, "tune": tune, "score": judge, "improve": improve, "compare": compare}
-    titles = ("one kind of question", "fine-tuning, slips included", "reward models", "GRPO and PPO", "comparison")
-    return [
-        Step(name, title, tuple(jobs), together=True)
-        for (name, jobs), title in zip(steps.items(), titles, strict=True)
-        if jobs
+    found = [for_seed(options, topics, seed, rows) for seed in options.seeds]
+    titles = {
+        "tune": "fine-tuning, slips included",
+        "score": "reward models",
+        "improve": "GRPO and PPO",
+        "compare": "comparison",
+    }
+    steps = [
+        Step(name, title, tuple(job for jobs in found for job in jobs[name]), True) for name, title in titles.items()
     ]
+    return [
+        Step("questions", "one kind of question", tuple(make), together=True),
+        *(step for step in steps if step.jobs),
+    ]
+
+
+def for_seed(
+    options: argparse.Namespace, topics: Sequence[str], seed: int, rows: Mapping[str, Path]
+) -> dict[str, list[Job]]:
+    """What one seed fine-tunes, scores with, improves by, and compares."""
+    sft, reward = options.out / f"sft-max-{seed}", options.out / f"reward-max-{seed}"
+    jobs: dict[str, list[Job]] = {"tune": [], "score": [], "improve": [], "compare": []}
+    jobs["tune"].append(
+        train_job("llmsft run", "sft/max", sft, seed, {"--base": options.base, "--data": rows["chats"]})
+    )
+    if {"ppo", "overoptimisation"} & set(topics):
+        pairs = rows["preferences"]
+        jobs["score"].append(train_job("llmreward run", "reward/max", reward, seed, {"--base": sft, "--data": pairs}))
+        judged = ("llmreward eval", reward, "--data", pairs)
+        jobs["compare"].append(measure(options, reward.name, *judged, reads=[reward, pairs]))
+    for topic in topics:
+        target = options.out / f"{topic}-{seed}"
+        algorithm, paid = ("grpo", "literal") if topic == "grpo" else ("ppo", f"{reward} + 0*literal")
+        read = [] if topic == "grpo" else [reward]
+        given = {"--policy": sft, "--reward": paid, "--prompts": rows["prompts"]}
+        jobs["improve"].append(train_job(f"llmrl {algorithm}", RL_SETTINGS[topic], target, seed, given, read))
+        if topic != "overoptimisation":  # the metrics of which are the curve
+            asked = (
+                "--reward",
+                paid,
+                "--prompts",
+                rows["prompts"],
+                "--count",
+                400,
+                "--max-new-tokens",
+                8,
+                "--seed",
+                seed,
+            )
+            read = [sft, target, rows["prompts"], *read]
+            jobs["compare"].append(measure(options, target.name, "llmrl eval", sft, target, *asked, reads=read))
+    return jobs
 
 
 def train_job(words: str, settings: str, target: Path, seed: int, given: Mapping[str, object],

@@ -40,7 +40,7 @@ class DataSet(NamedTuple):
 
 
 DATA_SETS = (
-    DataSet("gsm8k", "sft", "chats", "gsm8k/train.jsonl", asked=("--count", "200", "--max-new-tokens", "160")),
+    DataSet("gsm8k", "sft", "chats", "gsm8k/train.jsonl", asked=("--count", "100", "--max-new-tokens", "160")),
     DataSet("rasbt", "sft", "chats", "rasbt/instruction-data.json", (HELD_OUT,)),
     DataSet("hh_rlhf", "reward", "preferences", "hh_rlhf/harmless-base/test.head.jsonl.gz", (HELD_OUT,)),
     DataSet("rasbt", "reward", "preferences", "rasbt/instruction-data-with-preference.json", (HELD_OUT,)),

@@ -15,11 +15,16 @@ from conftest import Line
 
 @pytest.mark.slow
 def test_an_answer_is_stopped_in_the_middle_and_the_chat_goes_on(line: Line, tmp_path: Path) -> None:
-    """An endless model never stops by itself: only Ctrl-C ends its answers, and each time the chat waits for more."""
+    """An endless model never stops by itself: only Ctrl-C ends its answers, and each time the chat waits for more.
+
+    It does so even where Ctrl-C was ignored when the program began, as in a background job of a shell.
+    """
     policy = endless(line, tmp_path)
     ours, theirs = pty.openpty()
     words = [sys.executable, "-m", "llmcore", "chat", str(policy), "--max-new-tokens", "1000000", "stop=[]"]
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     child = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    signal.signal(signal.SIGINT, before)
     os.close(theirs)
     heard = ""
     try:

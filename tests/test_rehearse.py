@@ -82,7 +82,8 @@ def test_any_step_of_a_run_is_replayed_to_the_bit(stage: str, line: Line, tmp_pa
     assert found["identical"] == {"loss": True, "grad_norm": True}, found
     assert found["first"] is None and len(found["losses"]) >= 1
     assert len(found["rows"]) == (0 if stage in ("grpo", "ppo") else 8)
-    assert all(norms["output"] for norms in found["norms"].values())
+    silent = {name for name, norms in found["norms"].items() if not norms["output"]}
+    assert silent <= {"head"}  # whose weight a loss may use without calling it
     assert stage == "grpo" or any(norms["output_gradient"] for norms in found["norms"].values())
     assert tree(out) == before
 

@@ -1,6 +1,7 @@
 """The command line of llmcore: look at artifacts, talk to models, check the machine."""
 
 import json as json_library
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -133,6 +134,7 @@ def chat(
 
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     sampling = load_config(Sampling, [*assignments(**options, seed=seed), *(settings or [])])
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
     run_chat(load_policy(folder, device=device, dtype=dtype, base=base), sampling, system=system)
 
 

@@ -9,22 +9,21 @@
 policy does. The model is looked for where it was, seen from the adapter's folder; another one is refused.
 """
 
-import json
 import os
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor, nn
 
 from llmcore.checkpoint import Checkpoint, load_checkpoint, save_model
-from llmcore.config import Config, first_problem
+from llmcore.config import Config, read_saved
 from llmcore.errors import ArtifactError
 from llmcore.extensions import needs_of
 from llmcore.lora import AnyAdapter
 from llmcore.manifest import NAME as MANIFEST
 from llmcore.manifest import Manifest, check_needs, read_manifest, verify_artifact, write_manifest
 from llmcore.model.adapters import adapted, adapter_tensors, add_adapters, merge_adapters
-from llmcore.storage import commit_directory, read_regular, write_durably
+from llmcore.storage import commit_directory, write_durably
 from llmcore.tensors import load_tensors, save_tensors
 
 KIND = "adapter"
@@ -111,12 +110,7 @@ def load_base(folder: Path, manifest: Manifest, *, parent: str, base: Path | Non
 
 def read_settings(path: Path) -> AdapterFile:
     """The settings of an adapter."""
-    try:
-        return AdapterFile.model_validate(json.loads(read_regular(path, limit=1 << 20)))
-    except (ValueError, ValidationError, RecursionError) as error:
-        raise ArtifactError(
-            f"{path} is not an adapter's settings: {first_problem(error)}", hint="restore it from a copy"
-        ) from None
+    return read_saved(AdapterFile, path, what="an adapter's settings")
 
 
 def assign_adapters(model: nn.Module, path: Path) -> None:

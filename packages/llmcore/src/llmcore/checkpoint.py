@@ -11,21 +11,19 @@ Loading builds the model on the meta device and assigns the mapped weights, so m
 (over the same mapping), the exact set of names, shapes and dtypes, and finiteness are checked before anything is used.
 """
 
-import json
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from llmcore.config import first_problem
+from llmcore.config import read_saved
 from llmcore.errors import ArtifactError, ConfigError
 from llmcore.manifest import Manifest, check_needs, read_manifest, verify_artifact
 from llmcore.model.config import ModelConfig
 from llmcore.model.linear import initialise
 from llmcore.model.transformer import Transformer, build_head
-from llmcore.storage import read_regular, write_durably
+from llmcore.storage import write_durably
 from llmcore.tensors import all_finite, load_tensors, save_tensors
 from llmcore.tokenizer import Tokenizer
 
@@ -99,12 +97,7 @@ def as_wanted(
 
 def read_architecture(path: Path) -> ModelConfig:
     """The architecture of a checkpoint."""
-    try:
-        return ModelConfig.model_validate(json.loads(read_regular(path, limit=1 << 20)))
-    except (ValueError, ValidationError, RecursionError) as error:
-        raise ArtifactError(
-            f"{path} is not a model architecture: {first_problem(error)}", hint="restore it from a copy"
-        ) from None
+    return read_saved(ModelConfig, path, what="a model architecture")
 
 
 def with_fresh_head(config: ModelConfig, tensors: dict[str, Tensor], folder: Path) -> Transformer:

@@ -7,6 +7,7 @@ the new part has settings of its own. Every mistake is reported at once, with it
 """
 
 import difflib
+import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from llmcore.errors import ConfigError, ExtensionError
+from llmcore.errors import ArtifactError, ConfigError, ExtensionError
+from llmcore.storage import read_regular
 
 
 class Config(BaseModel):
@@ -168,6 +170,16 @@ def place_of_kind(message: str, tree: Tree, origin: dict[KeyPath, str]) -> str:
         if isinstance(node, str) and f"kind {node!r}" in message:
             return f"{where}: {'.'.join(path)}: "
     return ""
+
+
+def read_saved(
+    kind: type[C], path: Path, *, what: str, limit: int = 1 << 20, hint: str = "restore it from a copy"
+) -> C:
+    """A config that one of our artifacts keeps as JSON; `what` it is meant to be, for the message if it is not."""
+    try:
+        return kind.model_validate(json.loads(read_regular(path, limit=limit)))
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is not {what}: {first_problem(error)}", hint=hint) from None
 
 
 def first_problem(error: Exception) -> str:

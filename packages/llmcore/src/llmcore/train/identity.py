@@ -11,10 +11,9 @@ from typing import Any
 
 from pydantic import Field, JsonValue, ValidationError
 
-from llmcore.config import Config, first_problem
-from llmcore.errors import ArtifactError, ConfigError, LLMError
+from llmcore.config import Config, read_saved
+from llmcore.errors import ConfigError, LLMError
 from llmcore.manifest import ABSOLUTE_PATH, Manifest, plain_config
-from llmcore.storage import read_regular
 from llmcore.train.config import SAFE_TO_CHANGE, TrainConfig
 
 NAME = "run.json"
@@ -65,13 +64,8 @@ def inputs_of(config: Config) -> dict[str, JsonValue]:
 
 def read_identity(path: Path) -> Identity:
     """The identity of the run in a folder."""
-    try:
-        return Identity.model_validate(json.loads(read_regular(path, limit=LARGEST)))
-    except (ValueError, ValidationError, RecursionError) as error:
-        raise ArtifactError(
-            f"{path} does not describe a run: {first_problem(error)}",
-            hint="choose another --out, or restore it from a copy",
-        ) from None
+    advice = "choose another --out, or restore it from a copy"
+    return read_saved(Identity, path, what="the description of a run", limit=LARGEST, hint=advice)
 
 
 def check_same_run(out: Path, *, found: Identity, wanted: Identity, config: Config) -> None:

@@ -7,36 +7,27 @@ wrappers hide is used here directly; where a version of torch hides nothing, the
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import torch
 
 Closure = Callable[[], float] | None
+T = TypeVar("T", bound=torch.optim.Optimizer)
 
 
+def unwrapped(kind: type[T]) -> type[T]:
+    """The class with what torch's wrappers hide; a step is taken without gradients, which its wrapper saw to."""
+    for name in ("add_param_group", "state_dict", "load_state_dict", "zero_grad"):
+        setattr(kind, name, inspect.unwrap(getattr(kind, name)))
+    setattr(kind, "step", torch.no_grad()(inspect.unwrap(kind.step)))  # noqa: B010
+    return kind
+
+
+@unwrapped
 class QuickAdamW(torch.optim.AdamW):
     """`torch.optim.AdamW`, to the bit."""
 
-    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
-    state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
-    load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
-    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
 
-    @torch.no_grad()
-    def step(self, closure: Closure = None) -> Any:
-        """One update."""
-        return inspect.unwrap(torch.optim.AdamW.step)(self, closure)
-
-
+@unwrapped
 class QuickSGD(torch.optim.SGD):
     """`torch.optim.SGD`, to the bit."""
-
-    add_param_group = inspect.unwrap(torch.optim.SGD.add_param_group)
-    state_dict = inspect.unwrap(torch.optim.SGD.state_dict)
-    load_state_dict = inspect.unwrap(torch.optim.SGD.load_state_dict)
-    zero_grad = inspect.unwrap(torch.optim.SGD.zero_grad)
-
-    @torch.no_grad()
-    def step(self, closure: Closure = None) -> Any:
-        """One update."""
-        return inspect.unwrap(torch.optim.SGD.step)(self, closure)

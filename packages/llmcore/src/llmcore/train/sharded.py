@@ -9,19 +9,18 @@ Each rank writes what it holds and reads what it needs, so a run may go on with 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from llmcore.config import Config, first_problem
+from llmcore.config import Config, read_saved
 from llmcore.errors import ArtifactError
-from llmcore.storage import read_regular, sync_tree
+from llmcore.storage import sync_tree
 from llmcore.tensors import write_safetensors
 from llmcore.train.distributed import Ranks
 
@@ -148,10 +147,7 @@ def read_index(folder: Path, name: str) -> Index:
     path = folder / f"{name}.index.json"
     if not path.exists():
         return single_index(folder / f"{name}.safetensors")
-    try:
-        index = Index.model_validate(json.loads(read_regular(path, limit=LARGEST_INDEX)))
-    except (ValueError, ValidationError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not an index of tensors: {first_problem(error)}") from None
+    index = read_saved(Index, path, what="an index of tensors", limit=LARGEST_INDEX, hint="")
     for stored in index.tensors.values():
         for file, _, _ in stored.pieces:
             if Path(file).name != file:

@@ -10,20 +10,19 @@ Of a model in parts each rank writes its own, and an index says where they are: 
 randomness is a function of (seed, step).
 """
 
-import json
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue
 from torch import Tensor, nn
 
-from llmcore.config import Config, first_problem
+from llmcore.config import Config, read_saved
 from llmcore.errors import ArtifactError, LLMError, TrainingError
 from llmcore.manifest import read_manifest, verify_artifact, write_manifest
-from llmcore.storage import check_free_space, commit_directory, read_regular
+from llmcore.storage import check_free_space, commit_directory
 from llmcore.tensors import all_finite, load_tensors, write_safetensors
 from llmcore.train.distributed import ALONE, Ranks
 from llmcore.train.retention import step_name
@@ -267,7 +266,4 @@ def check_shape(path: Path, name: str, found: Tensor, wanted: Tensor) -> None:
 
 
 def read_state(path: Path) -> State:
-    try:
-        return State.model_validate(json.loads(read_regular(path, limit=LARGEST_STATE)))
-    except (ValueError, ValidationError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not the state of a run: {first_problem(error)}") from None
+    return read_saved(State, path, what="the state of a run", limit=LARGEST_STATE, hint="")

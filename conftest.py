@@ -11,6 +11,17 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For tests that fork, which leaves OpenMP's threads behind, and for thousands of tiny products."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def fresh_torch() -> Iterator[None]:
     """The global seed and the precision of fp32 products, which placing a model changes, begin alike in every test."""

@@ -1,7 +1,6 @@
 """Bad input ends with exit code 2 and one short message; nothing is written or harmed, and there is no traceback."""
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import QUICK, TINY, Line
+from disks import small_disk_at
 from forked import run
 from llmcore.manifest import verify_artifact, write_manifest
 from llmcore.tokenizer import SpecialTokens, Tokenizer
@@ -201,13 +201,8 @@ def test_bad_input_is_one_message_and_harms_nothing(name: str, line: Line, tmp_p
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system of 300 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with small_disk_at(tmp_path / "disk", "300k") as folder:
+        yield folder
 
 
 def test_a_full_disk_is_one_message_and_the_run_goes_on_later(line: Line, tmp_path: Path, small_disk: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from conftest import QUICK, TINY, Line
+from disks import small_disk_at
 from faults import Disk
 from forked import run
 from llmcore.command import main
@@ -45,13 +46,7 @@ REFUSALS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Children are forked, and a fork does not take the threads of OpenMP along."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Rows:
@@ -242,13 +237,8 @@ def test_power_failures_of_many_kinds_lose_nothing(seed: int, scene: Scene) -> N
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system of 3 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with small_disk_at(tmp_path / "disk", "3m") as folder:
+        yield folder
 
 
 def remount(disk: Path, options: str) -> None:

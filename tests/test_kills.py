@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Line
-from forked import Done, ReadyTest, run, start
+from forked import Done, run, start
 from llmcore.manifest import verify_artifact
 from test_resume import STEPS, Few, command, few, figures
 
@@ -133,24 +133,28 @@ def test_twenty_signals_for_each_stage(stage: str, line: Line, few: Few, tmp_pat
 def test_of_two_runs_in_one_folder_one_trains_and_the_other_is_told(line: Line, few: Few, tmp_path: Path) -> None:
     words = [*command("pretrain", line, few), "--out", tmp_path / "out"]
     first = start(*words, cwd=tmp_path)
-    assert ReadyTest(tmp_path / "out/run", ".lock")() or wait_for(tmp_path / "out/run/.lock")
-    second = run(*words, cwd=tmp_path)
-    ends = {done.code: done for done in (first.result(), second)}
-    if second.code == 0 and "nothing to do" in second.err:
-        pytest.skip("the first had ended before the second began")
-    assert set(ends) == {0, 2}, [done.err for done in ends.values()]
-    assert re.search(rf"out/run is in use by process \d+ on {socket.gethostname()}", ends[2].err), ends[2].err
-    assert "Traceback" not in ends[2].err
+    pid = first.process.pid
+    assert pid is not None
+    wait_for_holder(tmp_path / "out/run/.lock")
+    os.kill(pid, signal.SIGSTOP)  # so that it cannot end before the second begins
+    try:
+        second = run(*words, cwd=tmp_path)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert second.code == 2 and "Traceback" not in second.err
+    assert f"out/run is in use by process {pid} on {socket.gethostname()}" in second.err, second.err
+    assert first.result().code == 0
     assert run(*command("pretrain", line, few), "--out", tmp_path / "whole", cwd=tmp_path).code == 0
     assert verify_artifact(tmp_path / "out").files == verify_artifact(tmp_path / "whole").files
     assert figures(tmp_path / "out") == figures(tmp_path / "whole")
 
 
-def wait_for(path: Path, *, limit: float = 60) -> bool:
+def wait_for_holder(lock: Path, *, limit: float = 60) -> None:
+    """Until a process has written its name into the lock, which it does once it holds it."""
     deadline = time.monotonic() + limit
-    while not path.exists() and time.monotonic() < deadline:
+    while not (lock.exists() and lock.read_text()):
+        assert time.monotonic() < deadline, f"nobody took {lock}"
         time.sleep(0.002)
-    return path.exists()
 
 
 @pytest.mark.parametrize(

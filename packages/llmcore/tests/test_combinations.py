@@ -112,16 +112,8 @@ A_FEW = [
     Combination("rope", "pre", "latent queries", "window"),
     Combination("none", "pre", "soft cap", "window"),
 ]
+pytestmark = pytest.mark.usefixtures("one_thread")
 a_few = pytest.mark.parametrize("one", A_FEW, ids=str)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads that wait for one another make these thousands of tiny products fifty times slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

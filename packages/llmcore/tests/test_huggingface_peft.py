@@ -1,8 +1,6 @@
-"""Adapters exported for PEFT; the last test needs it: `LLM_PEERS_PYTHON=/path/to/python pytest …`."""
+"""Adapters exported for PEFT; the last test asks PEFT itself (tests/peers.py)."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from llmcore.manifest import write_manifest
 from llmcore.model.adapters import adapted, add_adapters
 from llmcore.model.config import ModelConfig
 from llmcore.tokenizer import Tokenizer
+from peers import ask, needs_peers
 
 LLAMA: dict[str, Any] = {"vocab_size": 260, "width": 32, "depth": 2, "context": 32}
 GPT = GPT2.read(
@@ -74,34 +73,15 @@ def test_names_are_as_long_as_they_must_be(tmp_path: Path) -> None:
     assert config["target_modules"] == ["attn.c_proj", "c_attn"] and config["fan_in_fan_out"]
 
 
+@needs_peers
 @pytest.mark.parametrize("family", FAMILIES)
 def test_peft_computes_what_we_compute(family: str, tmp_path: Path) -> None:
-    python = os.environ.get("LLM_PEERS_PYTHON")
-    if not python:
-        pytest.skip("LLM_PEERS_PYTHON does not name a Python with peft and transformers")
     adapter = adapter_of(tmp_path, FAMILIES[family])
     export_hf(tmp_path / "base", tmp_path / "hf")
     export_peft(adapter, tmp_path / "peft")
     ids = torch.arange(24).view(2, 12) * 7
     save_file({"ids": ids}, tmp_path / "ids.safetensors")
-    script = """
-import sys, torch
-from peft import PeftModel
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
-root = sys.argv[1]
-model = AutoModelForCausalLM.from_pretrained(root + "/hf", dtype=torch.float64)
-ids = load_file(root + "/ids.safetensors")["ids"]
-model = PeftModel.from_pretrained(model, root + "/peft").double().eval()
-with torch.no_grad():
-    said = model(ids).logits
-    with model.disable_adapter():
-        below = model(ids).logits
-save_file({"said": said, "below": below}, root + "/said.safetensors")
-"""
-    done = subprocess.run([python, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "missing" not in done.stderr.lower(), done.stderr
+    ask(Path(__file__).with_name("peft_logits.py"), tmp_path)
     theirs = load_file(tmp_path / "said.safetensors")
     for name, folder in (("said", adapter), ("below", tmp_path / "base")):
         model = load_checkpoint(folder).model

@@ -32,16 +32,8 @@ from llmcore.train.source import FromFunction, SourceState
 
 STEPS = 7
 ROWS = 11  # an epoch ends inside the run: 4 rows a step
+pytestmark = pytest.mark.usefixtures("one_thread")
 forking = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Children are forked, and a fork does not take the threads of OpenMP along."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Rows:

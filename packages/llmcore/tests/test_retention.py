@@ -1,6 +1,5 @@
 """Which checkpoints stay, and which weights a run ends with."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from llmcore.train.run import Run
 from llmcore.train.signals import Stopped
 from llmcore.train.source import FromFunction
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 VALUES = {2: 5.0, 4: 1.0, 6: 3.0, 8: 2.0, 10: 4.0, 12: 6.0}
 
 
@@ -156,11 +156,3 @@ def test_retention_goes_by_step_and_nothing_foreign_goes(tmp_path: Path) -> None
     (tmp_path / "notes").mkdir()
     Retention(settings(keep=2), []).prune(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["notes", "step-00000005", "step-00000030", "step-00000100"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -1,11 +1,6 @@
-"""Our losses, poolings and statistics against independent implementations, in float64 to 1e-8.
-
-TRL is asked through an interpreter that has it: LLM_PEERS_PYTHON=/path/to/an/environment/with/trl/bin/python
-"""
+"""Our losses, poolings and statistics against independent implementations, in float64 to 1e-8."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +20,8 @@ from llmreward.batches import Comparison, Group, preference_batch
 from llmreward.evaluate import PairScores, calibration, correlation, report
 from llmreward.loss import BradleyTerry, reward_loss
 from llmreward.ranking import kendall_tau
+from peers import ask, needs_peers
 
-PEERS = os.environ.get("LLM_PEERS_PYTHON", "")
 TOKENIZER = Tokenizer.byte_level()
 END = TOKENIZER.end_of_turn_id
 GROUPS = [
@@ -67,17 +62,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Transformer, Pat
 
 def ask_trl(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """TRL's answers."""
-    script = Path(__file__).with_name("trl_reward.py")
-    environment = {"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1", "HOME": os.environ.get("HOME", "/")}
-    done = subprocess.run(
-        [PEERS, str(script)], input=json.dumps(cases), capture_output=True, text=True, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    answers: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    printed = ask(Path(__file__).with_name("trl_reward.py"), said=json.dumps(cases))
+    answers: list[dict[str, Any]] = json.loads(printed.splitlines()[-1])
     return answers
 
 
-@pytest.mark.skipif(not PEERS, reason="set LLM_PEERS_PYTHON to an interpreter that has TRL")
+@needs_peers
 def test_loss_rewards_and_gradients_are_trls(exported: tuple[Transformer, Path]) -> None:
     model, folder = exported
     cases = []

@@ -1,14 +1,10 @@
-"""Our losses are TRL's, in float64 to 1e-8; run with an interpreter that has TRL, in LLM_PEERS_PYTHON.
-
-    LLM_PEERS_PYTHON=/path/to/an/environment/with/trl/bin/python pytest packages/llmrl/tests/test_trl.py
+"""Our losses are TRL's, in float64 to 1e-8; TRL is asked as tests/peers.py says.
 
 Checked with TRL 1.16, which has no PPO any more: of PPO, the policy loss is GRPO's with one advantage for each token.
 """
 
 import itertools
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +16,8 @@ from llmrl.config import GRPOSettings
 from llmrl.grpo import aggregate, clip_range, kl_losses, probability_ratio, token_losses
 from llmrl.metrics import clip_metrics, kl_metrics
 from llmrl.ppo import policy_losses
+from peers import ask, needs_peers
 
-PEERS = os.environ.get("LLM_PEERS_PYTHON", "")
 LONGEST = 9
 ROWS = 6
 CASES = [
@@ -35,7 +31,7 @@ CASES = [
     )
 ]
 
-pytestmark = pytest.mark.skipif(not PEERS, reason="set LLM_PEERS_PYTHON to an interpreter that has TRL")
+pytestmark = needs_peers
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +52,8 @@ def tensors() -> dict[str, Tensor]:
 
 def ask_trl(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """TRL's answers."""
-    script = Path(__file__).with_name("trl_losses.py")
-    environment = {"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1", "HOME": os.environ.get("HOME", "/")}
-    done = subprocess.run(
-        [PEERS, str(script)], input=json.dumps(cases), capture_output=True, text=True, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    answers: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    printed = ask(Path(__file__).with_name("trl_losses.py"), said=json.dumps(cases))
+    answers: list[dict[str, Any]] = json.loads(printed.splitlines()[-1])
     return answers
 
 

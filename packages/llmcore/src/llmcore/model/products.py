@@ -13,6 +13,11 @@ from torch import Tensor
 #     688 x 256         8 /  18   14 /  19   20 /  19   27 /  18   64 /  28   93 /  37
 ONEDNN_FROM_ROWS = 3
 
+# MKL reads the matrix of a one-row product with one thread, and that reading is what a step of decoding waits for. In
+# column blocks of one batched product each thread reads its own. All 32 matrices of 8 such layers, 2 threads, in turn,
+# median of 300, milliseconds: 0.75 whole and 0.67 in blocks from the third-level cache, 1.2 and 0.8 from memory.
+NARROWEST_BLOCK = 128
+
 
 ROWS = torch.contiguous_format
 
@@ -24,20 +29,40 @@ class Product:
     which carries no gradient and does not follow an update of the weights.
     """
 
-    __slots__ = ("bias", "matrix")
+    __slots__ = ("bias", "blocks", "matrix")
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """`weight` (outputs, inputs) in the dtype of the activations, not copied where it is already stored so."""
         turned = weight.detach().mT
         self.matrix = turned if turned.is_contiguous() else torch.empty_like(turned, memory_format=ROWS).copy_(turned)
         self.bias = None if bias is None else bias.detach().to(weight.dtype)
+        count = block_count(self.matrix)
+        self.blocks = self.matrix.unflatten(1, (count, -1)).transpose(0, 1) if count > 1 else None
+        """(blocks, inputs, outputs / blocks): the same memory, as one row is multiplied with it."""
 
     def __call__(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
         """The product, added to `onto` (N, outputs) where it is given, which is overwritten."""
-        if onto is not None:
-            onto = onto if self.bias is None else onto.add_(self.bias)
-            return onto.addmm_(x, self.matrix)
-        return torch.mm(x, self.matrix) if self.bias is None else torch.addmm(self.bias, x, self.matrix)
+        if onto is None and self.bias is not None:
+            onto = self.bias.repeat(len(x), 1)
+        elif onto is not None and self.bias is not None:
+            onto.add_(self.bias)
+        if self.blocks is None or len(x) > 1:
+            return torch.mm(x, self.matrix) if onto is None else onto.addmm_(x, self.matrix)
+        count = len(self.blocks)
+        row = x.expand(count, 1, -1)
+        if onto is None:
+            return torch.bmm(row, self.blocks).view(1, -1)
+        onto.view(count, 1, -1).baddbmm_(row, self.blocks)
+        return onto
+
+
+def block_count(matrix: Tensor) -> int:
+    """Into how many blocks of columns (inputs, outputs) is divided for products of one row: at most one a thread."""
+    if matrix.device.type != "cpu" or matrix.dtype != torch.float32:
+        return 1
+    outputs = matrix.shape[1]
+    most = min(torch.get_num_threads(), outputs // NARROWEST_BLOCK)
+    return next((count for count in range(most, 1, -1) if outputs % count == 0), 1)
 
 
 class FloatProducts:

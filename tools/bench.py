@@ -5,9 +5,9 @@
     uv run tools/bench.py load --dim 768 --layers 12 --heads 12 --ffn 2048 --vocab 32000
 
 Each subject is a file `bench_<subject>.py` beside this one, with `add_options(parser)` and `measure(options)`; the
-options given here are those that all share. Keys are `tokens_per_s` (median), `best_tokens_per_s`,
-`ms_per_token_step`, `peak_over_base_mib`, and `other_cpu`: the mean number of CPUs that other processes kept busy.
-Above 0.2 the figures are off; a ratio needs two sides run in turn.
+options given here are those that all share, and the process is prepared as our commands prepare theirs. Keys are
+`tokens_per_s` (median), `best_tokens_per_s`, `ms_per_token_step`, `peak_over_base_mib`, and `other_cpu`: the mean
+number of CPUs that other processes kept busy. Above 0.2 the figures are off; a ratio needs two sides run in turn.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from llama_shape import SHAPE, add_shape
+from llmcore.process import prepare_process
 from stopwatch import busy_seconds
 
 STARTED_AT = time.perf_counter()
@@ -31,6 +32,7 @@ def main() -> None:
     """Measure one subject and print its line."""
     options = parse_arguments()
     before = busy_seconds()
+    prepare_process()
     import torch
 
     torch.set_num_threads(options.threads)

@@ -22,6 +22,7 @@ import typer
 from llmcore.config import Config, load_config
 from llmcore.errors import ConfigError, ExtensionError, LLMError
 from llmcore.extensions import installed, load_entry
+from llmcore.process import prepare_process
 from llmcore.storage import disk_error
 from llmcore.train.distributed import LostContactError, place_from_environment
 
@@ -86,7 +87,7 @@ def new_app(help_text: str) -> typer.Typer:
 
 def main(app: typer.Typer) -> NoReturn:
     """Run an app and exit: what a user can mend is one sentence and code 2."""
-    share_the_cores()
+    prepare_process()
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGTERM, terminate)
     try:
@@ -120,16 +121,6 @@ def flush(code: int) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return code if isinstance(error, BrokenPipeError) else fail(str(disk_error(Path("standard output"), error)))
     return code
-
-
-def share_the_cores() -> None:
-    """Keep torch's threads from spinning long at each barrier, before torch is imported.
-
-    On cores that other processes use too, libgomp's default of some milliseconds makes training up to ten times slower
-    (a thread spins through the time slice that its partner waits for); alone it gains nothing that we could measure.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def let_the_cause_speak_first(error: Exception) -> None:

@@ -19,6 +19,8 @@ from llmcore.model.transformer import Transformer
 # Scores of one chunk of tokens, in float32. Larger chunks only cost memory; much smaller ones make the products
 # with the head's weight inefficient.
 CHUNK_BYTES = 64 * 2**20
+# Scores worked on at a time, in float32: they stay in a processor's cache from the first pass over them to the last.
+BLOCK_BYTES = 2 * 2**20
 
 
 class Batch(NamedTuple):
@@ -206,17 +208,16 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if want_weight else None
         for chunk in chunks(len(targets), len(weight)):
             picked = hidden[chunk] if rows is None else hidden[rows[chunk]]
-            found, slope = cross_entropy(
-                widen(F.linear(picked, head)), targets[chunk], extras, grad=want_hidden or want_weight
-            )
-            total += found.total
-            nll += found.nll
-            right += found.right
-            slope = slope.to(hidden.dtype)
+            scores = F.linear(picked, head)
+            sums = cross_entropy(scores, targets[chunk], extras, grad=want_hidden or want_weight)
+            total += sums.total
+            nll += sums.nll
+            right += sums.right
             if grad_hidden is not None:
-                grad_hidden[chunk if rows is None else rows[chunk]] = slope @ head
+                grad_hidden[chunk if rows is None else rows[chunk]] = scores @ head
             if grad_weight is not None:
-                grad_weight += slope.T @ picked
+                grad_weight += scores.T @ picked
+            del scores  # before the next chunk has its own
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.mark_non_differentiable(nll, right)
         return total, nll, right
@@ -291,10 +292,21 @@ class ChunkSums(NamedTuple):
     right: Tensor
 
 
-def cross_entropy(scores: Tensor, targets: Tensor, extras: Extras, *, grad: bool) -> tuple[ChunkSums, Tensor]:
-    """(M, V), (M,) -> the sums, and (M, V) the gradient of `total`; the scores are overwritten.
+def cross_entropy(scores: Tensor, targets: Tensor, extras: Extras, *, grad: bool) -> ChunkSums:
+    """(M, V), (M,) -> the sums; the scores are overwritten, with the gradient of `total` where it is wanted."""
+    sums = []
+    for block in chunks(len(targets), scores.shape[1], BLOCK_BYTES):
+        wide = widen(scores[block])
+        sums.append(cross_entropy_block(wide, targets[block], extras, grad=grad))
+        if grad and wide.dtype != scores.dtype:
+            scores[block] = wide
+    return ChunkSums(*(torch.stack(parts).sum(0) for parts in zip(*sums, strict=True)))
 
-    One exponential serves the sum and the gradient. A target that ties with the best score counts as right.
+
+def cross_entropy_block(scores: Tensor, targets: Tensor, extras: Extras, *, grad: bool) -> ChunkSums:
+    """The same of float32 scores. One exponential serves the sum and the gradient.
+
+    A target that ties with the best score counts as right.
     """
     smoothing, z_loss = extras
     best = scores.amax(-1, keepdim=True)
@@ -314,12 +326,12 @@ def cross_entropy(scores: Tensor, targets: Tensor, extras: Extras, *, grad: bool
         if smoothing:
             shares.sub_(smoothing / shares.shape[-1])
         shares.scatter_add_(-1, targets[:, None], torch.full_like(sums, smoothing - 1.0))
-    return ChunkSums(total, nll, right), shares
+    return ChunkSums(total, nll, right)
 
 
-def chunks(count: int, vocabulary: int) -> Iterator[slice]:
-    """Slices of at most CHUNK_BYTES of float32 scores."""
-    size = max(1, CHUNK_BYTES // (4 * vocabulary))
+def chunks(count: int, vocabulary: int, limit: int | None = None) -> Iterator[slice]:
+    """Slices of at most so many bytes of float32 scores."""
+    size = max(1, (limit or CHUNK_BYTES) // (4 * vocabulary))
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 

@@ -40,9 +40,6 @@ from llmcore.train.tally import tokens_in
 from llmcore.train.utilization import matmul_peak, synchronize, training_flops
 from llmcore.train.view import amount, duration, number
 
-COPIES_OF_SCORES = 2
-"""How many tensors of a chunk's scores the loss holds at once."""
-
 
 class Memory(NamedTuple):
     """Bytes held at the worst moment of a step."""
@@ -191,15 +188,21 @@ def memory_of(model: nn.Module, optimizer: torch.optim.Optimizer, *, kept: Kept,
     """What a step holds, after one was taken."""
     weights = list(model.parameters())
     state = [value for entry in optimizer.state.values() for value in entry.values() if isinstance(value, Tensor)]
-    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None) or 0
     return Memory(
         weights=bytes_in(weights),
         gradients=bytes_in([weight for weight in weights if weight.requires_grad]),
         optimizer=bytes_in(state),
         activations=kept.bytes,
         recomputed=kept.recomputed,
-        scratch=COPIES_OF_SCORES * min(CHUNK_BYTES, 4 * vocabulary * tokens),
+        scratch=scratch_of_head(model, tokens=tokens) if isinstance(model, Transformer) else 0,
     )
+
+
+def scratch_of_head(model: Transformer, *, tokens: int) -> int:
+    """What the loss holds at most at one time: a chunk's scores, and the head's weight and gradient as they compute."""
+    head, size = model.head_weight(), model.activation_dtype.itemsize
+    scores = min(CHUNK_BYTES, 4 * len(head) * tokens) * size // 4
+    return scores + 2 * size * head.numel()
 
 
 def bytes_in(tensors: list[Tensor] | list[nn.Parameter]) -> int:

@@ -104,7 +104,7 @@ def states_behind_prompts(model: Transformer, groups: Groups, *, device: torch.d
             places[b] += range(first, first + len(groups.tails[b]))
         total += ids.numel()
     order = torch.tensor([place for b in sorted(places) for place in places[b]], device=device)
-    return torch.cat(parts)[order]
+    return torch.cat(parts).index_select(0, order)
 
 
 def read_prompts(model: Transformer, prompts: list[tuple[int, ...]], lengths: Tensor) -> tuple["PromptReading", Tensor]:
@@ -174,7 +174,9 @@ class GoingOn(Cache):
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         before = self.reading.layers[layer]
-        return torch.cat([before[0][self.behind], keys], 2), torch.cat([before[1][self.behind], values], 2)
+        return torch.cat([before[0].index_select(0, self.behind), keys], 2), torch.cat(
+            [before[1].index_select(0, self.behind), values], 2
+        )
 
     def advance(self, tokens: int, attended: Tensor | None) -> None:
         """Nothing follows these rows."""

@@ -4,18 +4,17 @@ import torch
 from torch import Tensor
 
 # In float32 on a CPU, PyTorch multiplies through oneDNN where the matmul precision is "medium" (train/device.py),
-# through MKL where it is "highest". A product of one row costs oneDNN the same as one of four, and products of one
-# query with its own keys (`backends/matmul.py`) four times what they cost MKL. Microseconds, 1 thread of a Zen 5,
-# best of 12, MKL / oneDNN:
-#     rows                      1          2          3          4          8         16
-#     256 x 768         8 /  18   16 /  19   23 /  20   37 /  20   90 /  29  145 /  39
-#     256 x 1376       16 /  31   31 /  28   51 /  29   58 /  30  120 /  83  251 / 103
-#     688 x 256         8 /  18   14 /  19   20 /  19   27 /  18   64 /  28   93 /  37
-ONEDNN_FROM_ROWS = 3
+# through MKL where it is "highest". One row costs oneDNN as much as four, and products of one query with its own keys
+# (`backends/matmul.py`) four times what they cost MKL; of two rows on oneDNN is ahead. All 32 matrices of 8 layers of
+# width 256 (256 x 768, 256 x 256, 256 x 1376, 688 x 256), 2 threads of a Zen 5, median of 60, milliseconds:
+#     rows                        1      2     16     64
+#     MKL                      1.05   1.91   2.16   5.02
+#     MKL in column blocks     0.62   0.80   1.64   4.42
+#     oneDNN                   0.91   0.80   1.17   2.39
+ONEDNN_FROM_ROWS = 2
 
 # MKL reads the matrix of a one-row product with one thread, and that reading is what a step of decoding waits for. In
-# column blocks of one batched product each thread reads its own. All 32 matrices of 8 such layers, 2 threads, in turn,
-# median of 300, milliseconds: 0.75 whole and 0.67 in blocks from the third-level cache, 1.2 and 0.8 from memory.
+# column blocks of one batched product each thread reads its own.
 NARROWEST_BLOCK = 128
 
 
@@ -37,7 +36,7 @@ class Product:
         self.matrix = turned if turned.is_contiguous() else torch.empty_like(turned, memory_format=ROWS).copy_(turned)
         self.bias = None if bias is None else bias.detach().to(weight.dtype)
         count = block_count(self.matrix)
-        self.blocks = self.matrix.unflatten(1, (count, -1)).transpose(0, 1) if count > 1 else None
+        self.blocks = self.matrix.view(len(self.matrix), count, -1).transpose(0, 1) if count > 1 else None
         """(blocks, inputs, outputs / blocks): the same memory, as one row is multiplied with it."""
 
     def __call__(self, x: Tensor, onto: Tensor | None = None) -> Tensor:

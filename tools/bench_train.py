@@ -4,7 +4,7 @@ import argparse
 import statistics
 from functools import partial
 
-from llama_shape import Figures, matrix_weights, model_config
+from llama_shape import Figures, model_config, training_flops
 from stopwatch import status_mib, timed
 
 
@@ -41,7 +41,7 @@ def measure_steps(options: argparse.Namespace, *, ffn: int, feedforward: dict[st
         times.append(elapsed)
     middle = statistics.median(times[options.warmup :])
     tokens = options.batch * options.seq
-    flops = 6 * matrix_weights(options, ffn=ffn) + 6 * options.layers * options.dim * options.seq
+    flops = training_flops(options, ffn=ffn)
     return {
         "metric": "tokens_per_s",
         "tokens_per_s": round(tokens / middle, 1),

@@ -44,3 +44,8 @@ def matrix_weights(options: argparse.Namespace, *, ffn: int) -> int:
     head_width = options.dim // options.heads
     attention = options.dim * head_width * 2 * (options.heads + (options.kv_heads or options.heads))
     return int(options.layers * (attention + 3 * options.dim * ffn) + options.dim * options.vocab)
+
+
+def training_flops(options: argparse.Namespace, *, ffn: int) -> int:
+    """Floating-point operations of a token's forward and backward, causal attention included."""
+    return 6 * matrix_weights(options, ffn=ffn) + 6 * int(options.layers * options.dim * options.seq)

@@ -155,6 +155,14 @@ def test_page_is_whole_and_asks_nothing_of_the_network(quickstart: Path) -> None
     assert "prefers-color-scheme: dark" in text
 
 
+def test_the_page_names_the_accelerator(quickstart: Path) -> None:
+    line = Line(quickstart)
+    for accelerator, shown in (("none", ", no GPU<"), ("NVIDIA T4", ", NVIDIA T4<"), ("unknown", " cores<")):
+        line.record["machine"]["accelerator"] = accelerator
+        line.save()
+        assert shown in report.write(quickstart).read_text(encoding="utf-8")
+
+
 def test_what_a_model_says_stays_text(quickstart: Path) -> None:
     text = report.write(quickstart).read_text(encoding="utf-8")
     assert "<script" not in text and "\x1b" not in text

@@ -120,3 +120,25 @@ def test_the_curve_is_true_and_learned_reward_over_kl(tmp_path: Path) -> None:
     assert "| 2 | 2.50 (2.00–3.00) | 3.00 (3.00–3.00) | 50.0 % (50.0–50.0) |" in page.read_text()
     assert "| 0 | 0.00 (0.00–0.00) | 0.00 (0.00–0.00) | 25.0" in page.read_text()
     assert "learned: mean score" in (tmp_path / results_page.CURVE).read_text()
+
+
+def test_fine_tuning_and_rewards_stand_beside_what_is_easily_had_and_name_every_command(tmp_path: Path) -> None:
+    scores = {"asked": 9, "loss": 2.0, "perplexity": 7.4, "greedy": interval(0.5), "exact_match": interval(0.25)}
+    put(tmp_path / "eval" / "sft-gsm8k.json", {"base": scores, "sft-gsm8k-0": scores})
+    judged = {"accuracy": interval(0.554), "ruler": {**interval(0.445), "cases": 382}, "calibration_error": 0.05}
+    put(tmp_path / "eval" / "reward-hh_rlhf-0.json", judged)
+    names = ["tokenizer", "tokens", "base", "gsm8k chats", "sft-gsm8k-0", "eval sft-gsm8k", "hh_rlhf preferences",
+             "reward-hh_rlhf-0", "eval reward-hh_rlhf-0"]  # fmt: skip
+    record = {"machine": {}, "jobs": {name: {"command": f"make {name}"} for name in names}}
+    text = results_page.write(tmp_path, record, page=tmp_path / "results.md").read_text()
+    assert "| 25.0 % → 25.0 % |" in text  # exact match, not equal literals
+    assert "| 55.5\u00a0% (longer wins: 44.5\u00a0% [42.5, 46.5]) |" in text
+    assert [line for line in text.splitlines() if line.startswith("uv run")] == [
+        f"uv run make {name}" for name in names
+    ]
+
+
+def test_data_sets_of_others_have_no_default_place() -> None:
+    words = [sys.executable, str(ROOT / "tools" / "results.py"), "sft"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "need --data" in done.stderr

@@ -24,6 +24,8 @@ from llmcore.errors import ArtifactError
 from llmcore.manifest import file_entry, read_manifest
 from llmcore.storage import sha256_file, write_durably
 
+ROOT = Path(__file__).resolve().parent.parent
+"""The repository, where everything runs."""
 SCHEMA_VERSION = 1
 REPORT = "report.json"
 
@@ -50,6 +52,12 @@ class Job(NamedTuple):
         return self.out.suffix == ".json"
 
 
+def job(name: str, words: str, *more: object, out: Path, reads: Sequence[Path] = (), files: Sequence[Path] = (),
+        always: bool = False) -> Job:  # fmt: skip
+    """A command and what it reads and makes."""
+    return Job(name, (*words.split(), *map(str, more)), out, tuple(reads), tuple(files), always)
+
+
 class Step(NamedTuple):
     """Commands under one heading."""
 
@@ -66,6 +74,19 @@ class StepError(Exception):
     def __init__(self, job: Job, code: int) -> None:
         super().__init__(f"{job.name} ended with code {code}")
         self.job, self.code = job, code
+
+
+def explain(error: StepError) -> int:
+    """Say in one sentence what happened to the line; the command itself has said why."""
+    again = "give the same command again to go on"
+    if error.code in (130, 143):
+        print(f"\nstopped during {error.job.name}: {again}", file=sys.stderr)
+    else:
+        command = " ".join(error.job.words[:2])
+        print(
+            f"\nerror: {command} ended with code {error.code}: mend what it says above, then {again}", file=sys.stderr
+        )
+    return error.code
 
 
 class Line:
@@ -220,3 +241,9 @@ def read_record(out: Path) -> dict[str, Any]:
 
 def quote(word: str) -> str:
     return f"'{word}'" if " " in word or "*" in word else word
+
+
+def from_root(given: str | Path) -> Path:
+    """A path as seen from the root of the repository."""
+    path = Path(given).absolute()
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path

@@ -1,7 +1,7 @@
 """The whole line, from text to an aligned model, through the stages' own commands.
 
-    uv run tools/quickstart.py                     nine minutes on two CPU cores: no GPU, no download
-    uv run tools/quickstart.py --fast              two minutes, smaller and worse: to see that everything works
+    uv run tools/quickstart.py                     under ten minutes on two CPU cores: no download
+    uv run tools/quickstart.py --fast              smaller, sooner and worse: to see that everything works
     uv run tools/quickstart.py --data my-texts/    pretrain on your own text instead of Python's standard library
 
 It ends with a table here, and in --out with report.html for people and report.json for programs. Give the same command
@@ -19,10 +19,9 @@ from rich.console import Console
 
 import figures
 import report
-from line import REPORT, Job, Line, Step, StepError
+from line import REPORT, ROOT, Job, Line, Step, StepError, explain, from_root, job
 from llmcore.errors import LLMError
 
-ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ("chats", "preferences", "prompts")
 QUESTIONS = Path("configs/data/quickstart.toml")
 HELD_OUT = 0.02
@@ -40,6 +39,7 @@ def main() -> None:
             "figures": figures.collect(options.out),
             "samples": figures.samples(options.out),
             "family": figures.family_tree(options.out),
+            "machine": figures.machine(),
         }
         line.save()
         page = report.write(options.out)
@@ -60,7 +60,9 @@ def parse_arguments() -> argparse.Namespace:
         "--data", metavar="PATH", help="text to pretrain on: a file, or a folder of .txt .md .py .jsonl …"
     )
     parser.add_argument("--out", metavar="DIR", help="runs/quickstart, or runs/quickstart-fast with --fast")
-    parser.add_argument("--fast", action="store_true", help="a smaller model and fewer steps: two minutes")
+    parser.add_argument(
+        "--fast", action="store_true", help="a smaller model and fewer steps: to see that everything works"
+    )
     parser.add_argument("--keep-going", action="store_true", help="after a step failed, do what can still be done")
     options = parser.parse_args()
     if options.data is not None:
@@ -71,18 +73,11 @@ def parse_arguments() -> argparse.Namespace:
     return options
 
 
-def from_root(given: str | Path) -> Path:
-    """A path as seen from the root of the repository, where everything runs."""
-    path = Path(given).absolute()
-    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-
-
 def facts(options: argparse.Namespace) -> dict[str, object]:
     """What the report says about the run as a whole."""
     return {
         "fast": options.fast,
         "text": f"the text in {options.data.name}" if options.data else "the source of Python's standard library",
-        "machine": figures.machine(),
         "rewards": rewards(options.out),
     }
 
@@ -158,25 +153,6 @@ def plan(options: argparse.Namespace) -> list[Step]:
         Step("measure", "evaluation: unseen text, questions and pairs", tuple(measure_each), together=True),
         Step("policies", "comparison: every policy answers the same unseen prompts", (measure_policies,)),
     ]
-
-
-def job(name: str, words: str, *more: object, out: Path, reads: Sequence[Path] = (), files: Sequence[Path] = (),
-        always: bool = False) -> Job:  # fmt: skip
-    """A command and what it reads and makes."""
-    return Job(name, (*words.split(), *map(str, more)), out, tuple(reads), tuple(files), always)
-
-
-def explain(error: StepError) -> int:
-    """Say in one sentence what happened to the line; the command itself has said why."""
-    again = "give the same command again to go on"
-    if error.code in (130, 143):
-        print(f"\nstopped during {error.job.name}: {again}", file=sys.stderr)
-    else:
-        command = " ".join(error.job.words[:2])
-        print(
-            f"\nerror: {command} ended with code {error.code}: mend what it says above, then {again}", file=sys.stderr
-        )
-    return error.code
 
 
 if __name__ == "__main__":

@@ -99,13 +99,16 @@ def key_figures(record: Record) -> Iterator[tuple[str, str, str, str, str]]:
         right, before = (found["sft"][name]["sampled"]["value"] for name in ("sft", "pretrain"))
         yield "blue", "Fine-tuning", f"{100 * right:.0f}", "% right", f"base {100 * before:.1f} %"
     if "reward" in found:
-        ruler = f"by length alone {100 * found['reward']['ruler']['value']:.0f} %"
-        yield "amber", "Reward model", f"{100 * found['reward']['accuracy']['value']:.0f}", "% right", ruler
+        ruler = found["reward"]["ruler"]["value"]
+        beside = f"by length alone {100 * max(ruler, 1 - ruler):.0f} %"
+        yield "amber", "Reward model", f"{100 * found['reward']['accuracy']['value']:.0f}", "% right", beside
     for name in ("ppo", "grpo"):
         if name in found.get("rl", {}):
             right, gain = (found["rl"][name][f"sampled/{key}"]["value"] for key in ("rewards/literal", "gain"))
             yield TONES[name], NAMES[name], f"{100 * right:.0f}", "% right", f"{100 * gain:+.1f} points over SFT"
-    cost = f"{record['machine']['cores']} cores, no GPU"
+    machine = {"accelerator": "unknown", **record["machine"]}
+    beside = {"none": ", no GPU", "unknown": ""}.get(machine["accelerator"], f", {machine['accelerator']}")
+    cost = f"{machine['cores']} cores{beside}"
     yield "red", "In all", figures.clock(figures.total_seconds(record)), "min", cost
 
 
@@ -265,7 +268,7 @@ def cost_section(record: Record) -> str:
     )
     jobs = "".join(
         f'<tr><td>{escape(name)}</td><td class="figure">{figures.clock(job["seconds"])}</td>'
-        f'<td class="figure">{job["peak_bytes"] / figures.GIGABYTE:.2f} GB</td>'
+        f'<td class="figure">{job["peak_bytes"] / figures.GIBIBYTE:.2f} GiB</td>'
         f"<td><code>{escape(job['command'])}</code></td></tr>"
         for name, job in record["jobs"].items()
     )

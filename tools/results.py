@@ -1,8 +1,8 @@
 """Results on real data and on one verifiable task, over several seeds: the tables and the curve of docs/results.md.
 
-    uv run tools/results.py                                       everything, three seeds: under an hour, two CPU cores
-    uv run tools/results.py sft reward --seeds 0                  some of it
-    uv run tools/results.py --page docs/results.md                and put what was measured into a page
+    uv run tools/results.py --data DIR                            everything, three seeds: under an hour, two CPU cores
+    uv run tools/results.py grpo ppo --seeds 0                    some of it: these need no data sets
+    uv run tools/results.py --data DIR --page docs/results.md     and put what was measured into a page
 
 The quickstart's base model is read from --base, data sets from --data (those that are not there are left out). Give the
 same command again after an interruption: it goes on where it stopped, and does nothing again that is complete.
@@ -18,9 +18,8 @@ from typing import NamedTuple
 
 import figures
 import results_page
-from line import Job, Line, Step, StepError
+from line import ROOT, Job, Line, Step, StepError, explain, from_root, job
 from llmcore.errors import ArtifactError, LLMError
-from quickstart import ROOT, explain, from_root, job
 
 TOPICS = ("sft", "reward", "grpo", "ppo", "overoptimisation")
 HELD_OUT = "valid_fraction=0.2"
@@ -73,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("topics", nargs="*", metavar="TOPIC", help=f"{', '.join(TOPICS)}; all if none is named")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="0 1 2")
     parser.add_argument("--out", default="runs/results", metavar="DIR", help="runs/results")
-    parser.add_argument("--data", default="../shared/data", metavar="DIR", help="the folder of the data sets")
+    parser.add_argument("--data", metavar="DIR", help="the folder of the data sets, for sft and reward")
     parser.add_argument(
         "--base", default="runs/quickstart/pretrain", metavar="DIR", help="the quickstart's base, for grpo and ppo"
     )
@@ -86,7 +85,9 @@ def parse_arguments() -> argparse.Namespace:
     options.topics = options.topics or TOPICS
     for name in ("out", "base"):
         setattr(options, name, from_root(getattr(options, name)))
-    options.data = Path(os.path.relpath(options.data, ROOT))
+    if options.data is None and {"sft", "reward"} & set(options.topics):
+        parser.error("sft and reward need --data, the folder of the data sets; grpo, ppo and overoptimisation do not")
+    options.data = Path(os.path.relpath(options.data or ROOT, ROOT))
     options.page = from_root(options.page or options.out / "results.md")
     return options
 

@@ -51,15 +51,18 @@ def fine_tuning(out: Path, record: Scores) -> Iterator[str]:
         base, *tuned = (found := read_json(path)).values()
         made = [Path(folder).name for folder in found][1:]
         asked = f"{base['asked']} rows"
-        right = " → ".join(percent([scores["greedy"]["value"] for scores in found]) for found in ([base], tuned))
+        right = " → ".join(percent([scores["exact_match"]["value"] for scores in found]) for found in ([base], tuned))
         loss = f"{base['loss']:.3f} → **{spread([scores['loss'] for scores in tuned], '.3f')}**"
         perplexity = f"{base['perplexity']:.1f} → {spread([scores['perplexity'] for scores in tuned], '.1f')}"
         rows.append((name, asked, loss, perplexity, right, times(out, made)))
         first += made[:1]
     if rows:
         yield "\n### SFT on `gsm8k` and `rasbt`\n"
-        yield from table(("data", "held out", "loss, nats per token", "perplexity", "exact, greedy", "training"), rows)
-        yield from commands(record, "base", *first, *(f"eval sft-{row[0]}" for row in rows))  # fmt: skip
+        heads = ("data", "held out", "loss, nats per token", "perplexity", "exact match, greedy", "training")
+        yield from table(heads, rows)
+        data = (f"{row[0]} chats" for row in rows)
+        evals = (f"eval sft-{row[0]}" for row in rows)
+        yield from commands(record, "tokenizer", "tokens", "base", *data, *first, *evals)
 
 
 def rewards(out: Path, record: Scores) -> Iterator[str]:
@@ -73,13 +76,16 @@ def rewards(out: Path, record: Scores) -> Iterator[str]:
             each = ", ".join(share(scores["accuracy"]) for scores in found.values())
             errors = spread([scores["calibration_error"] for scores in found.values()], ".3f")
             took = times(out, [f"reward-{name}-{seed}" for seed in found])
-            rows.append((name, f"{ruler['cases']}", f"**{percent(values)}**", each, share(ruler), errors, took))
+            best = 100 * max(ruler["value"], 1 - ruler["value"])
+            rule = f"{best:.1f}\u00a0% (longer wins: {share(ruler)})"
+            rows.append((name, f"{ruler['cases']}", f"**{percent(values)}**", each, rule, errors, took))
             first.append(f"reward-{name}-{min(found)}")
     if rows:
         yield "\n### Reward models\n"
-        heads = ("data", "held-out pairs", "accuracy", "each seed", "“the longer answer wins”", "ECE", "training")
+        heads = ("data", "held-out pairs", "accuracy", "each seed", "by length alone", "ECE", "training")
         yield from table(heads, rows)
-        yield from commands(record, *first, *(f"eval {name}" for name in first[:1]))
+        data = (f"{row[0]} preferences" for row in rows)
+        yield from commands(record, *data, *first, *(f"eval {name}" for name in first[:1]))
 
 
 def policies(out: Path, record: Scores, topic: str) -> Iterator[str]:
@@ -102,7 +108,9 @@ def policies(out: Path, record: Scores, topic: str) -> Iterator[str]:
     heads = ["seed", "sampled, SFT", f"sampled, {topic.upper()}", "greedy, SFT", f"greedy, {topic.upper()}"]
     heads += ["learned reward, sampled"] * bool(scores)
     yield from table((*heads, "KL, nats", "SFT", topic.upper()), rows)
-    yield from commands(record, "max chats", f"sft-max-{found[0]}", f"{topic}-{found[0]}", f"eval {topic}-{found[0]}")
+    first = found[0]
+    made = (f"sft-max-{first}", f"{topic}-{first}", f"eval {topic}-{first}")
+    yield from commands(record, "max chats", "max prompts", *made)
 
 
 def learned(before: Scores, after: Scores) -> list[str]:

@@ -14,7 +14,7 @@ from llmcore.generate.engine import generate
 from llmcore.generate.sampling import Sampling
 from llmcore.lora import LoRA
 from llmcore.losses import Batch, next_token_loss
-from llmcore.manifest import write_manifest
+from llmcore.manifest import read_manifest, write_manifest
 from llmcore.model.adapters import adapted, adapter_tensors, adapters_off, add_adapters, merge_adapters
 from llmcore.model.config import ModelConfig
 from llmcore.model.linear import held_weights
@@ -208,3 +208,20 @@ def test_a_wrong_or_missing_base_is_refused(kept: tuple[Path, Path, Transformer]
     (moved / "model.safetensors").write_bytes(weights)
     with pytest.raises(ArtifactError, match="damaged"):
         load_checkpoint(folder, base=moved)
+
+
+def test_a_place_that_leads_elsewhere_reads_no_other_model(kept: tuple[Path, Path, Transformer]) -> None:
+    """Where the base lies is the one path outside its folder that a file names; only the recorded id is read there."""
+    base, folder, _ = kept
+    other = saved(base.parent / "other", CONFIG.build(seed=9))
+    weights = other / "model.safetensors"
+    weights.write_bytes(bytes(len(weights.read_bytes())))  # reading it would say that it is damaged
+    manifest = read_manifest(folder)
+    files = list(manifest.files)
+    for place in ("../other", str(other), "../../../../../../etc", "."):
+        places = {"base": place}
+        write_manifest(
+            folder, kind="adapter", made_by="test", config={}, files=files, parents=manifest.parents, places=places
+        )
+        with pytest.raises(ArtifactError, match="stands on (another model|a model that is not where it was)"):
+            load_adapter(folder)

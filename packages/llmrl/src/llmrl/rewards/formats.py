@@ -59,7 +59,7 @@ THOUGHT = r"<think>(?:(?!</?think>).)*</think>"
 FORMATS: dict[str, Callable[[str], bool]] = {
     "gsm8k": whole(r"(?:(?!####).)*#### -?\$?\d[\d,]*(?:\.\d+)?"),
     "boxed": whole(r"(?:(?!\\boxed\{).)*\\boxed\{[^{}]+\}(?:(?!\\boxed\{).)*"),
-    "think": whole(THOUGHT + r"\s*(?:(?!</?think>).)*\S"),
+    "think": whole(THOUGHT + r"(?:(?!</?think>).)*\S"),
     "think_answer": whole(THOUGHT + r"\s*<answer>(?:(?!</?answer>).)+</answer>"),
     "json": is_json,
 }

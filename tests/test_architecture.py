@@ -59,6 +59,31 @@ def test_no_pickle_no_eval_no_foreign_trainers(path: Path) -> None:
     assert not attributes & {"torch.load", "torch.save"}
 
 
+WAITING = {"time.perf_counter", "time.monotonic", "time.sleep"}
+CLOCKS = {"now", "utcnow", "today", "gmtime", "localtime", "strftime", "ctime", "asctime", "uuid1"}
+
+
+def test_time_orders_names_seeds_and_keeps_nothing() -> None:
+    """Durations are taken and waited for; the date is asked for by manifests, to be read, and for one axis."""
+    found = {}
+    for path in SOURCES:
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        assert not [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module == "time"], path
+        asked = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)} - WAITING
+        if clocks := {name for name in asked if name.startswith("time.") or asks_for_the_date(name)}:
+            found[path.relative_to(ROOT / "packages").as_posix()] = clocks
+    assert found == {
+        "llmcore/src/llmcore/manifest.py": {"datetime.now"},
+        "llmcore/src/llmcore/train/tensorboard.py": {"time.time"},
+    }
+
+
+def asks_for_the_date(name: str) -> bool:
+    """Whether an attribute is the date, or a file's."""
+    last = name.rpartition(".")[2]
+    return last in CLOCKS or last.startswith(("st_mtime", "st_ctime", "st_atime", "getmtime", "getctime"))
+
+
 def test_modules_that_answer_help_do_not_import_torch() -> None:
     heavy = {"torch", "safetensors.torch", "tensorboard", "transformers"}
     files = [ROOT / "packages/llmcore/src/llmcore" / f"{name}.py" for name in TORCHLESS]

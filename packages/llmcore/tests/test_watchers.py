@@ -186,7 +186,6 @@ def test_a_default_watcher_that_is_not_installed_is_done_without(
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning")
 def test_weights_and_biases_works_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     train(tmp_path, watch=["wandb"], histogram_every=3, sample_every=3, sample_tokens=3)
     written = list((tmp_path / "run/wandb").glob("offline-run-*/run-*.wandb"))

@@ -116,7 +116,7 @@ def target_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Te
     logprobs = torch.empty(len(targets), dtype=widen(hidden[:0]).dtype, device=hidden.device)
     first = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
     for chunk in chunks(len(targets), len(weight)):
-        scores = widen(F.linear(hidden[chunk], head))
-        logprobs[chunk] = scores.gather(-1, targets[chunk, None]).squeeze(-1) - scores.logsumexp(-1)
-        first[chunk] = scores.argmax(-1) == targets[chunk]
+        logits = widen(F.linear(hidden[chunk], head))
+        logprobs[chunk] = logits.gather(-1, targets[chunk, None]).squeeze(-1) - logits.logsumexp(-1)
+        first[chunk] = logits.argmax(-1) == targets[chunk]
     return logprobs, first

@@ -86,9 +86,9 @@ class Decoding:
                 vocab_size=self.vocab_size,
                 steps=self.steps,
             )
-        self.cache, self.scores = self.read_prompts(prompts, samples)
+        self.cache, self.logits = self.read_prompts(prompts, samples)
         self.last = self.rows  # (B,) the tokens chosen last; none yet
-        self.pending: list[tuple[Tensor, Tensor]] = []  # scores (B, V) and tokens (B,) that are not in `tokens` yet
+        self.pending: list[tuple[Tensor, Tensor]] = []  # logits (B, V) and tokens (B,) that are not in `tokens` yet
 
     @property
     def done(self) -> bool:
@@ -96,7 +96,7 @@ class Decoding:
 
     @torch.no_grad()
     def read_prompts(self, prompts: Sequence[Sequence[int]], samples: int) -> tuple[Cache | SharedCache, Tensor]:
-        """The cache and the scores (B, V) of the first new token; each prompt is read once for all its samples."""
+        """The cache and the logits (B, V) of the first new token; each prompt is read once for all its samples."""
         longest = max(map(len, prompts))
         columns = longest + self.steps - 1
         spared = (samples - 1) * len(prompts) * longest
@@ -118,14 +118,14 @@ class Decoding:
             hidden = self.model.hidden(
                 ids[:, piece], attended=None if attended is None else attended[:, piece], cache=cache
             )
-        scores = self.model.scores(hidden[:, -1])
+        logits = self.model.logits(hidden[:, -1])
         if samples == 1:
-            return cache, scores
-        scores = scores.repeat_interleave(samples, 0)
+            return cache, logits
+        logits = logits.repeat_interleave(samples, 0)
         if shared:
-            return SharedCache(cache, samples=samples, columns=self.steps - 1), scores
+            return SharedCache(cache, samples=samples, columns=self.steps - 1), logits
         cache.repeat(samples)
-        return cache, scores
+        return cache, logits
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -135,14 +135,14 @@ class Decoding:
         at its first use and keeps (rotary tables) would be of no use for training afterwards.
         """
         if self.count:
-            self.scores = self.read_token(self.last, self.cache)
+            self.logits = self.read_token(self.last, self.cache)
         noise = None if self.noise is None else self.noise.next()
-        steered = steer(self.scores, self.sampling, usage=self.usage)
+        steered = steer(self.logits, self.sampling, usage=self.usage)
         self.last = choose_tokens(steered, noise=noise)
         self.count += 1
         if len(self.tokens):
             self.pending.append((steered, self.last))
-            if (len(self.pending) + 1) * self.scores.numel() > PENDING_ELEMENTS:
+            if (len(self.pending) + 1) * self.logits.numel() > PENDING_ELEMENTS:
                 self.note()
         if self.usage is not None:
             self.usage.add(self.last)
@@ -153,12 +153,12 @@ class Decoding:
         if not self.pending:
             return
         if len(self.pending) == 1:
-            scores, tokens = (one.unsqueeze(0) for one in self.pending[0])
+            logits, tokens = (one.unsqueeze(0) for one in self.pending[0])
         else:
-            scores, tokens = (torch.stack(several) for several in zip(*self.pending, strict=True))
+            logits, tokens = (torch.stack(several) for several in zip(*self.pending, strict=True))
         columns = slice(self.count - len(self.pending), self.count)
         self.tokens[columns, self.rows] = tokens
-        self.logprobs[columns, self.rows] = chosen_logprobs(scores, tokens)
+        self.logprobs[columns, self.rows] = chosen_logprobs(logits, tokens)
         self.pending = []
 
     def completes_string(self) -> Tensor:

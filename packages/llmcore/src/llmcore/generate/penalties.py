@@ -27,16 +27,16 @@ class Usage:
         self.seen.scatter_(1, column, True)
         self.counts.scatter_add_(1, column, torch.ones_like(column, dtype=self.counts.dtype))
 
-    def penalise(self, scores: Tensor, *, repetition: float, presence: float, frequency: float) -> Tensor:
+    def penalise(self, logits: Tensor, *, repetition: float, presence: float, frequency: float) -> Tensor:
         """(B, V) -> (B, V).
 
         Repetition (Keskar et al. 2019) counts the prompt too, as most libraries do; presence and frequency count
         what was generated, as the API that made them known does.
         """
         if repetition != 1.0:
-            smaller = torch.where(scores > 0, scores / repetition, scores * repetition)
-            scores = torch.where(self.seen, smaller, scores)
-        return scores - presence * (self.counts > 0) - frequency * self.counts
+            smaller = torch.where(logits > 0, logits / repetition, logits * repetition)
+            logits = torch.where(self.seen, smaller, logits)
+        return logits - presence * (self.counts > 0) - frequency * self.counts
 
     def keep(self, rows: Tensor) -> None:
         """Keep these rows, in this order; a row may come more than once."""

@@ -40,7 +40,7 @@ class OffersAttention(Protocol):
 
 
 class Step:
-    """(B,) tokens -> (B, V) float32 scores of what follows them; the tokens are added to the cache.
+    """(B,) tokens -> (B, V) float32 logits of what follows them; the tokens are added to the cache.
 
     The matrices of the parts that offer a step are copies, and stay as the model had them when it was made. `compiled`
     runs the blocks through torch.compile, which takes its time at the first token and again where shapes change.
@@ -80,22 +80,22 @@ class Step:
         column = None if self.blocks is None else cache.column(self.sight)
         if self.blocks is None or column is None:
             assert isinstance(cache, Cache), "only prepared steps share prompts"
-            return self.model.scores(self.model.hidden(ids, positions=positions, cache=cache)[:, -1])
+            return self.model.logits(self.model.hidden(ids, positions=positions, cache=cache)[:, -1])
         x = self.model.embed(ids, cache.length, positions)  # (B, 1, D)
         rotation = self.model.positions.rotation(x, cache.length, positions)
         if rotation is not None:
             rotation = Rotation(rotation.cosine.squeeze(-3), rotation.sine.squeeze(-3))  # (1, C) or (B, 1, C)
         x = x.squeeze(1)
         if self.compiled is not None and type(cache) is Cache:
-            scores = self.compiled(self, x, rotation, cache)
+            logits = self.compiled(self, x, rotation, cache)
         else:
-            scores = run_blocks(self.blocks, self.norm, self.project, x, Here(column, rotation))
+            logits = run_blocks(self.blocks, self.norm, self.project, x, Here(column, rotation))
         cache.advance(1, None)
-        return widen(scores)
+        return widen(logits)
 
 
 def run_blocks(blocks: list[BlockStep], norm: NormStep, project: Product, x: Tensor, here: Here) -> Tensor:
-    """(B, D) -> (B, V): all between the embedding and the scores."""
+    """(B, D) -> (B, V): all between the embedding and the logits."""
     for block in blocks:
         x = block(x, here)
     return project(norm(x))
@@ -121,10 +121,10 @@ class CompiledBlocks:
         if structure not in self.known:
             self.known.add(structure)
             open_dimensions(keys, values, ruler, cache.attended)
-        scores: Tensor = self.run(
+        logits: Tensor = self.run(
             structure, step.blocks, step.norm, step.project, x, rotation, keys, values, ruler, cache.attended
         )
-        return scores
+        return logits
 
 
 def run_whole(

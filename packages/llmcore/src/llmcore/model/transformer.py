@@ -24,7 +24,7 @@ def apply_block(block: nn.Module, x: Tensor, around: Around) -> Tensor:
 
 
 class Transformer(nn.Module):
-    """(B, T) token ids -> (B, T, V) scores, or (B, T, 1) with a scalar head.
+    """(B, T) token ids -> (B, T, V) logits, or (B, T, 1) with a scalar head.
 
     Weights are float32; activations are held in `activation_dtype`, to which each weight is cast at its use.
     """
@@ -57,7 +57,7 @@ class Transformer(nn.Module):
         cache: Cache | None = None,
     ) -> Tensor:
         """(B, T) -> (B, T, V) or (B, T, 1), in float32; see `hidden`."""
-        return self.scores(self.hidden(ids, positions=positions, attended=attended, documents=documents, cache=cache))
+        return self.logits(self.hidden(ids, positions=positions, attended=attended, documents=documents, cache=cache))
 
     def hidden(
         self,
@@ -127,7 +127,7 @@ class Transformer(nn.Module):
                 "goes beyond it",
             )
 
-    def scores(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """(…, D) -> (…, V) or (…, 1), in float32."""
         return widen(self.embedding.project(hidden) if self.head is None else self.head(hidden))
 
@@ -190,7 +190,7 @@ def build_head(config: ModelConfig) -> Linear | None:
     """The head's own projection; None where the embedding table serves."""
     if config.head == "scalar":
         # Scores near 0 (about 1/√width), so that preference losses start at ln 2 and values at 0; smaller than the
-        # 1/√(width + 1) of Stiennon et al. (2020), with which first scores already differ by about 1.
+        # 1/√(width + 1) of Stiennon et al. (2020), with which first rewards already differ by about 1.
         return Linear(config.width, 1, std=1 / (config.width + 1))
     assert config.vocab_size is not None
     return None if config.tie_embeddings else Linear(config.width, config.vocab_size)

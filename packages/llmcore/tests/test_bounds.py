@@ -1,5 +1,6 @@
 """A bad file is refused within bounds, whatever it claims to be: little memory, little time."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -97,6 +98,24 @@ def test_a_bad_artifact_costs_little_to_refuse(harm: Callable[[Path], None], tmp
     harm(folder)
     told, took, grown = cost(folder, "checkpoint")
     assert str(folder) in told
+    assert took < SECONDS and grown < BYTES, f"{took:.1f} s, {grown >> 20} MiB: {told}"
+
+
+def large_array(path: Path) -> None:
+    sparse(path, b'[{"prompt": "')
+
+
+def unpacking_array(path: Path) -> None:
+    """A quarter of a megabyte that unpacks to a gigabyte; what follows the first member of a gzip file is appended."""
+    path.write_bytes(gzip.compress(b'[{"prompt": "') + 64 * gzip.compress(b"a" * (16 << 20)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", [large_array, unpacking_array], ids=lambda harm: harm.__name__)
+def test_an_array_without_end_costs_little_to_refuse(harm: Callable[[Path], None], tmp_path: Path) -> None:
+    harm(tmp_path / "train.jsonl")
+    told, took, grown = cost(tmp_path, "rows")
+    assert "more than 67,108,864 bytes" in told
     assert took < SECONDS and grown < BYTES, f"{took:.1f} s, {grown >> 20} MiB: {told}"
 
 

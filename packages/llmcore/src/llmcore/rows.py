@@ -9,7 +9,8 @@ from typing import IO, Any, cast
 from llmcore.errors import DataError
 
 LINE_LIMIT = 16 * 2**20
-ARRAY_LIMIT = 2**30
+ARRAY_LIMIT = 64 * 2**20
+PIECE = 2**20
 Row = dict[str, Any]
 
 
@@ -56,15 +57,26 @@ def line_rows(path: Path, file: IO[bytes]) -> Iterator[tuple[str, Row, str]]:
 
 def array_rows(path: Path, file: IO[bytes]) -> Iterator[tuple[str, Row, str]]:
     """The rows of one JSON array; a file of lines that are arrays is not one, and its rows say so."""
-    data = file.read(ARRAY_LIMIT + 1)
-    if len(data) > ARRAY_LIMIT:
-        raise DataError(f"{path}: a JSON array of more than {ARRAY_LIMIT} bytes", hint="write it as JSONL")
+    data = read_whole(path, file)
     values, problem = parse_json(data)
     if problem:
         raise DataError(f"{path}: {problem}", hint="give one JSON array of objects, or one object a line")
     for number, value in enumerate(cast(list[object], values), 1):
         where = f"{path}: row {number}"
         yield (where, value, "") if isinstance(value, dict) else (where, {}, not_an_object(value))
+
+
+def read_whole(path: Path, file: IO[bytes]) -> bytearray:
+    """All of a file, in pieces, so that one that unpacks to more than the limit is refused in little memory."""
+    data = bytearray()
+    if path.stat().st_size <= ARRAY_LIMIT:
+        while piece := file.read(PIECE):
+            data += piece
+            if len(data) > ARRAY_LIMIT:
+                break
+        else:
+            return data
+    raise DataError(f"{path}: a JSON array of more than {ARRAY_LIMIT:,} bytes", hint="write it as JSONL: jq -c .[]")
 
 
 def parse_row(line: bytes) -> tuple[Row, str]:
@@ -78,7 +90,7 @@ def not_an_object(value: object) -> str:
     return f"expected an object with keys, found {type(value).__name__}"
 
 
-def parse_json(data: bytes) -> tuple[object, str]:
+def parse_json(data: bytes | bytearray) -> tuple[object, str]:
     """(value, what is wrong with it): strict UTF-8, no NaN, no halves of surrogate pairs."""
     try:
         text = data.decode("utf-8")

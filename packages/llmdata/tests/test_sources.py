@@ -68,6 +68,8 @@ def test_rows_give_their_text(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(12)))
     assert texts(open_source([str(path)]))[:2] == ["row 0", "row 1"]
+    path.write_text("".join(json.dumps({"text": f"a\r\nb\rc {number}"}) + "\n" for number in range(12)))
+    assert texts(open_source([str(path)]))[0] == "a\nb\nc 0"
     path.write_text(json.dumps([{"content": f"row {number}"} for number in range(12)]))
     assert texts(open_source([str(path)]), mapping={"text": "content"})[11] == "row 11"
     with pytest.raises(DataError, match=r"row 1: text: missing \(found content\)"):

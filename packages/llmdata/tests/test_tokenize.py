@@ -11,7 +11,8 @@ from llmcore.shards import TokenShards
 from llmcore.tokenizer import Tokenizer
 from llmdata.bpe import make_tokenizer
 from llmdata.config import TextInputs, TokenizerConfig, TokensConfig
-from llmdata.tokenize import hold_out, make_tokens
+from llmdata.sources import open_source
+from llmdata.tokenize import choose_valid, hold_out, make_tokens
 
 
 def corpus(folder: Path, count: int = 200) -> TextInputs:
@@ -99,3 +100,14 @@ def test_text_that_cannot_be_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no text"):
         make_tokens(TokensConfig(inputs=TextInputs(text=(str(tmp_path / "one.txt"),))), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_dropped_is_a_share_of_the_bytes_not_of_the_characters(tmp_path: Path) -> None:
+    for number in range(20):
+        (tmp_path / f"{number:02}.txt").write_text(chr(0x4E00 + number) * 100)  # 300 bytes each
+    (tmp_path / "latin.txt").write_bytes(b"\xe9" * 50)
+    source = open_source([str(tmp_path)])._replace(optional=True)
+    allowed = TokensConfig(max_dropped=0.01)
+    assert choose_valid(source, allowed)[1] == {"dropped_not_utf8_bytes": 50}  # 50 of 6,050 bytes, of 2,000 characters
+    with pytest.raises(DataError, match=r"50 of 6,050 bytes would be dropped"):
+        choose_valid(source, TokensConfig(max_dropped=0.005))

@@ -182,6 +182,11 @@ def read_text(path: Path) -> str:
         problem = UndecodableError(f"{path}:{line}: not UTF-8 at byte {error.start}", hint="save the file as UTF-8")
         problem.size = len(data)
         raise problem from None
+    return plain_newlines(text)
+
+
+def plain_newlines(text: str) -> str:
+    """The text with \\n for every end of a line."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -199,7 +204,7 @@ def row_texts(file: SourceFile, mapping: Mapping[str, str]) -> Iterator[str]:
         if problem:
             problems.append(f"{where}: {problem}")
         elif isinstance(text, str):
-            yield text.replace("\r\n", "\n")
+            yield plain_newlines(text)
     if problems:
         raise rows_error(file.path, problems, rows, fix="mend them, or say where the text is: --map text=KEY")
 

@@ -53,13 +53,15 @@ def choose_valid(source: Source, config: TokensConfig) -> tuple[set[str], dict[s
     """The hashes of the documents to hold out, about the wanted share of the text; and what was dropped."""
     dropped: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
+    kept = 0
     for document in documents(source, config, dropped):
         sizes[document.digest] += len(document.text)
+        kept += len(document.text.encode("utf-8", "surrogatepass"))
     if not sizes:
         raise DataError("there is no text to encode", hint="name files that hold text")
     if len(sizes) < 2:
         raise DataError("there is too little text for a train and a valid part", hint="name more text")
-    refuse_losses(dropped, sum(sizes.values()) + sum(dropped.values()), config.max_dropped, "bytes")
+    refuse_losses(dropped, kept + sum(dropped.values()), config.max_dropped, "bytes")
     counts = {f"dropped_{name}_bytes": count for name, count in dropped.items()}
     return hold_out(sizes, config.valid_fraction), counts
 

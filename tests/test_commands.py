@@ -9,7 +9,7 @@ from typing import Annotated, get_args, get_origin
 
 import pytest
 
-from llmcore.command import DeviceOption
+from llmcore.options import DeviceOption
 
 PACKAGES = ["llmcore", "llmdata", "llmmoe", "llmpretrain", "llmreward", "llmrl", "llmsft"]
 ASK = """

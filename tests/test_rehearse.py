@@ -67,7 +67,7 @@ def test_a_plan_of_another_run_in_the_folder_is_refused_as_the_run_would_be(line
 def test_a_plan_makes_no_builtin_data(tmp_path: Path) -> None:
     refused = run("llmpretrain", "plan", *TINY, cwd=tmp_path)
     assert refused.code == 2
-    assert "a plan makes nothing" in refused.err and "llmdata tokens --out runs/data/tokens" in refused.err
+    assert "this command makes nothing" in refused.err and "llmdata tokens --out runs/data/tokens" in refused.err
     assert not (tmp_path / "runs").exists()
 
 

@@ -68,4 +68,5 @@ def main() -> None:
     print(f"{len(rows)} pins")
 
 
-main()
+if __name__ == "__main__":
+    main()

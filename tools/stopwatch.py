@@ -11,9 +11,9 @@ T = TypeVar("T")
 
 def timed(function: Callable[[], T]) -> tuple[float, T]:
     """Seconds that a call takes, and what it gives."""
-    begun_at = time.perf_counter()
+    started_at = time.perf_counter()
     result = function()
-    return time.perf_counter() - begun_at, result
+    return time.perf_counter() - started_at, result
 
 
 def busy_seconds() -> float:

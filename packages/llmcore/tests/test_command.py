@@ -1,4 +1,4 @@
-"""What every command shares: where runs go, what is said next, and output that cannot be written."""
+"""The main of every command: mistakes in one sentence, output that cannot be written, processes that fail together."""
 
 import subprocess
 import sys
@@ -7,23 +7,9 @@ from pathlib import Path
 import pytest
 
 from llmcore import command
-from llmcore.command import as_typed, default_out, template
 from llmcore.config import load_config
 from llmcore.errors import ConfigError, LLMError
 from llmcore.train.distributed import LostContactError
-
-
-def test_a_run_is_named_after_its_stage_and_settings_file() -> None:
-    assert default_out("sft", []) == Path("runs/sft")
-    assert default_out("sft", ["configs/sft/tiny.toml", "train.lr=1"]) == Path("runs/sft-tiny")
-    assert default_out("grpo", ["configs/rl/grpo-tiny.toml"]) == Path("runs/grpo-tiny")
-
-
-def test_the_next_command_can_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
-    assert as_typed("llmcore doctor") == "llmcore doctor"
-    monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
-    assert as_typed("llmcore doctor") == "uv run llmcore doctor"
 
 
 def test_settings_of_generation_stand_above_the_defaults_of_its_options() -> None:
@@ -50,15 +36,6 @@ def test_output_that_cannot_be_written_is_one_sentence() -> None:
             done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
         assert done.returncode == 2, done.stderr
         assert "could not be written: the disk is full" in done.stderr and "Traceback" not in done.stderr
-
-
-def test_a_settings_file_made_from_the_defaults_gives_the_defaults(tmp_path: Path) -> None:
-    from llmcore.train.config import TrainConfig
-
-    path = tmp_path / "all.toml"
-    path.write_text("\n".join(template(TrainConfig())))
-    assert load_config(TrainConfig, [str(path)]) == TrainConfig()
-    assert 'watch = ["tensorboard"]' in path.read_text()
 
 
 @pytest.mark.parametrize(

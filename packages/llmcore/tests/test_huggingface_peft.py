@@ -7,18 +7,22 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from llmcore.adapters import save_adapter
-from llmcore.checkpoint import load_checkpoint, save_model
+from llmcore.checkpoint import Checkpoint, load_checkpoint, save_model
+from llmcore.errors import ArtifactError
+from llmcore.huggingface import peft
 from llmcore.huggingface.gpt2 import GPT2
+from llmcore.huggingface.keys import Rule
 from llmcore.huggingface.peft import export_peft
-from llmcore.huggingface.settings import Settings
+from llmcore.huggingface.settings import Json, Settings
 from llmcore.huggingface.writing import export_hf
 from llmcore.lora import LoRA
 from llmcore.manifest import write_manifest
 from llmcore.model.adapters import adapted, add_adapters
 from llmcore.model.config import ModelConfig
+from llmcore.model.linear import Linear
 from llmcore.tokenizer import Tokenizer
 from peers import ask, needs_peers
 
@@ -87,3 +91,34 @@ def test_peft_computes_what_we_compute(family: str, tmp_path: Path) -> None:
         model = load_checkpoint(folder).model
         torch.testing.assert_close(model(ids).double(), theirs[name], rtol=1e-5, atol=2e-5)
     assert (theirs["said"] - theirs["below"]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_checked_is_written(family: str, tmp_path: Path) -> None:
+    adapter = adapter_of(tmp_path, FAMILIES[family], target_modules=["qkv", "attention.out"])
+    export_peft(adapter, tmp_path / "out", check=True)
+    assert (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("harm", ["b", "scale", "modules"])
+def test_an_export_that_says_something_else_is_refused(
+    harm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, described = peft.their_tensors, peft.adapter_table
+
+    def tensors(linear: Linear, rule: Rule) -> dict[str, Tensor]:
+        found = written(linear, rule)
+        next(value for name, value in found.items() if "lora_B" in name)[0, 0] += harm == "b"
+        return found
+
+    def table(source: Checkpoint, *, rules: dict[str, Rule]) -> Json:
+        found = described(source, rules=rules)
+        changes = {"scale": {"lora_alpha": 13}, "modules": {"target_modules": ["q_proj", "down_proj"]}}
+        return {**found, **changes.get(harm, {})}
+
+    monkeypatch.setattr(peft, "their_tensors", tensors)
+    monkeypatch.setattr(peft, "adapter_table", table)
+    adapter = adapter_of(tmp_path, FAMILIES["llama"], target_modules=["qkv"])
+    with pytest.raises(ArtifactError, match="read back, differs in (blocks.0.attention.qkv|model.layers.0.mlp)"):
+        export_peft(adapter, tmp_path / "out", check=True)
+    assert not (tmp_path / "out").exists()

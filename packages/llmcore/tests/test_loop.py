@@ -297,6 +297,32 @@ def test_not_enough_memory_is_one_sentence_with_what_helps(tmp_path: Path) -> No
         train(tmp_path, loss_fn=greedy)
 
 
+def test_not_enough_memory_in_an_evaluation_names_what_helps_there(tmp_path: Path) -> None:
+    def greedy(model: nn.Module) -> dict[str, float]:
+        return {"loss": float(torch.empty(1 << 60).sum())}
+
+    with pytest.raises(
+        TrainingError, match=r"not enough memory for the evaluation after step 2: (.|\n)*model\.context"
+    ):
+        train(tmp_path, evaluation=greedy)
+    assert not (tmp_path / "run" / "defects.log").exists()
+
+
+def test_a_defect_leaves_its_traceback_in_the_run(tmp_path: Path) -> None:
+    def wrong(model: nn.Module) -> dict[str, float]:
+        return {"loss": 1 / 0}
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        train(tmp_path, evaluation=wrong)
+    log = tmp_path / "run" / "defects.log"
+    assert log.read_text().startswith("after step 2, in process 0:\nTraceback")
+    assert "in wrong" in log.read_text() and "ZeroDivisionError: division by zero" in log.read_text()
+    assert caught.value.__notes__ == [f"This is also in {log}."]
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path, evaluation=wrong)
+    assert log.read_text().count("Traceback") == 2
+
+
 # Going on
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 from tokenizers import Tokenizer as Library
 
 from llmcore.errors import ArtifactError, ConfigError, DataError
-from llmcore.tokenizer import SpecialTokens, Tokenizer
+from llmcore.tokenizer import SpecialTokens, Tokenizer, require_same_tokenizer
 from llmcore.tokenizer_document import CONTROL_TOKENS
 
 SENTENCES = [
@@ -226,3 +227,15 @@ def test_a_part_played_by_an_unknown_token_is_refused(tmp_path: Path) -> None:
     (tmp_path / "special_tokens.json").unlink()
     with pytest.raises(ArtifactError, match=r"special_tokens\.json"):
         Tokenizer.load(tmp_path)
+
+
+def test_another_tokenizer_is_refused_with_both_hashes_and_what_to_do(bpe: Tokenizer) -> None:
+    ours = Tokenizer.byte_level()
+    require_same_tokenizer("runs/a", Tokenizer.byte_level(), ours, of="the policy")
+    said = (
+        f"runs/a has another tokenizer than the policy: '{bpe.sha256[:16]}' and '{ours.sha256[:16]}'\n  fix: give one"
+    )
+    with pytest.raises(ArtifactError, match=re.escape(said)):
+        require_same_tokenizer("runs/a", bpe, ours, of="the policy")
+    with pytest.raises(ArtifactError, match="fix: make it again"):
+        require_same_tokenizer("runs/a", bpe, ours, of="the policy", hint="make it again")

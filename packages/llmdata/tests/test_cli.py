@@ -136,3 +136,14 @@ def test_real_rows_are_converted(tmp_path: Path, path: str, kind: str, mapping: 
     assert len(train) >= least
     assert valid
     assert manifest.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"), [("tokenizer", "vocab_size"), ("tokens", "separator"), ("records", "slips")]
+)
+def test_the_settings_of_each_command_are_shown(name: str, setting: str, tmp_path: Path) -> None:
+    assert setting in json.loads(ok(tmp_path, "config", name, "show"))
+    assert setting in json.loads(ok(tmp_path, "config", name, "schema"))["properties"]
+    (tmp_path / "all.toml").write_text(ok(tmp_path, "config", name, "init"))
+    assert ok(tmp_path, "config", name, "show", "all.toml") == ok(tmp_path, "config", name, "show")
+    assert not (tmp_path / "runs").exists()

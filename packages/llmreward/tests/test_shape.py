@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 
 from llmcore.config import load_config
-from llmcore.errors import ArtifactError
 from llmcore.manifest import Manifest
 from llmcore.model.attention import GroupedQuery
 from llmcore.model.config import ModelConfig
-from llmcore.scoring import RewardScale, Scorer, require_tokenizer
+from llmcore.scoring import RewardScale, Scorer
 from llmcore.tokenizer import Tokenizer
 from llmreward.shape import ALL, Answers, Said, ShapeConfig, as_json, effects_on, held_out_answers, lines
 from llmreward.shaping import LengthPenalty, MissingEnd, Repetition
@@ -74,11 +73,3 @@ def test_a_term_needs_no_kind_where_its_name_is_one() -> None:
     config = load_config(ShapeConfig, ["terms.repetition.amount=0.5", 'terms.brief={kind="length_penalty", free=3}'])
     assert config.terms == {"repetition": Repetition(amount=0.5), "brief": LengthPenalty(free=3)}
     assert set(ShapeConfig().terms) == {"length_bonus", "length_penalty", "missing_end", "repetition"}
-
-
-def test_a_policy_of_another_tokenizer_is_refused() -> None:
-    other = Tokenizer.train_bpe(["some words to learn merges from, some words"], vocab_size=270)
-    model = ModelConfig(vocab_size=260, width=16, depth=1, head="scalar").build(seed=1)
-    scorer = Scorer(model, TOKENIZER, Manifest(kind="reward", made_by="test"), RewardScale())
-    with pytest.raises(ArtifactError, match="another tokenizer than the reward model"):
-        require_tokenizer(scorer, other, folder=Path("runs/sft"))

@@ -36,7 +36,10 @@ A map of the package; nothing is imported here, so that `--help` stays fast:
 
     in the terminal
     cli          the command `llmcore`
-    command      what every command-line program here shares
+    command      the main of every command-line program here: exit codes and errors; process prepares it
+    options      what several commands may be given; next_command is what a person types next
+    builtin      data for who has none
+    settings_commands  `config show | init | schema`
     runs/        runs on this disk: list, show, compare, plot, replay
     inspection   what an artifact is, for people and for machines
     preview      a text or a conversation, token by token

@@ -119,7 +119,8 @@ def assign_adapters(model: nn.Module, path: Path) -> None:
     if wanted.keys() != found.keys() or any(wanted[name].shape != found[name].shape for name in wanted):
         raise ArtifactError(
             f"{path} does not fit its settings: missing {sorted(wanted.keys() - found.keys())[:3]}, "
-            f"unexpected {sorted(found.keys() - wanted.keys())[:3]}, or of other sizes"
+            f"unexpected {sorted(found.keys() - wanted.keys())[:3]}, or of other sizes",
+            hint="restore it from a copy, or make the artifact again",
         )
     check_finite(path, found)
     model.load_state_dict(found, strict=False)
@@ -128,4 +129,7 @@ def assign_adapters(model: nn.Module, path: Path) -> None:
 def check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
-            raise ArtifactError(f"{path}: {name} holds values that are not finite")
+            raise ArtifactError(
+                f"{path}: {name} holds values that are not finite",
+                hint="take an earlier checkpoint, or train again with a lower train.lr",
+            )

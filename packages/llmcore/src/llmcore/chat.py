@@ -64,6 +64,6 @@ def find_format(name: str) -> Format:
     """The chat format of a name."""
     if name not in FORMATS:
         near = difflib.get_close_matches(name, FORMATS, 1)
-        advice = f" — did you mean {near[0]!r}?" if near else f" (known: {', '.join(FORMATS)})"
-        raise ConfigError(f"unknown chat format {name!r}{advice}")
+        advice = f" — did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"unknown chat format {name!r}{advice}", hint=f"choose one of {', '.join(FORMATS)}")
     return FORMATS[name]

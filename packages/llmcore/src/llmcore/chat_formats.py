@@ -187,7 +187,10 @@ def system_in_question(messages: Sequence[Message], before: str, after: str, *, 
     rest = list(messages[1:])
     questions = [number for number, message in enumerate(rest) if message.role == "user"]
     if not questions:
-        raise DataError("this model's chat format puts the system text into a question, and there is no question")
+        raise DataError(
+            "this model's chat format puts the system text into a question, and there is no question",
+            hint="give a message of the user, or leave the system message out",
+        )
     chosen = questions[-1] if last else questions[0]
     text = before + messages[0].content + after + rest[chosen].content
     rest[chosen] = Message(role="user", content=text)

@@ -66,7 +66,9 @@ def load_checkpoint(
 
         return as_wanted(load_adapter(folder, base=base), head=head, device=device, folder=folder)
     if base is not None:
-        raise ConfigError(f"--base {str(base)!r}: {folder} is no adapter and stands on no other model")
+        raise ConfigError(
+            f"--base {str(base)!r}: {folder} is no adapter and stands on no other model", hint="leave --base out"
+        )
     manifest = verify_artifact(folder, expect=expect, leaving=[WEIGHTS])
     check_needs(manifest, folder)
     if not {ARCHITECTURE, WEIGHTS} <= manifest.files.keys():
@@ -124,15 +126,22 @@ def assign(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     wanted = model.state_dict()
     missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing or extra:
-        raise ArtifactError(f"{path} does not fit its architecture: missing {missing[:3]}, unexpected {extra[:3]}")
+        raise ArtifactError(
+            f"{path} does not fit its architecture: missing {missing[:3]}, unexpected {extra[:3]}",
+            hint="restore it from a copy, or make the artifact again",
+        )
     for name, tensor in tensors.items():
         if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
             raise ArtifactError(
                 f"{path}: {name} is {tensor.dtype} {list(tensor.shape)}, "
-                f"the architecture wants {wanted[name].dtype} {list(wanted[name].shape)}"
+                f"the architecture wants {wanted[name].dtype} {list(wanted[name].shape)}",
+                hint="restore it from a copy, or make the artifact again",
             )
         if not all_finite(tensor):
-            raise ArtifactError(f"{path}: {name} holds values that are not finite")
+            raise ArtifactError(
+                f"{path}: {name} holds values that are not finite",
+                hint="take an earlier checkpoint, or train again with a lower train.lr",
+            )
     model.load_state_dict(tensors, assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_(True)

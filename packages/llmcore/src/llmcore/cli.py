@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.tree import Tree
 
 from llmcore import command
-from llmcore.command import DeviceOption, DtypeOption, ResultJsonOption
 from llmcore.config import load_config
 from llmcore.manifest import Manifest, family, read_manifest, verify_artifact
+from llmcore.options import DeviceOption, DtypeOption, ResultJsonOption, refuse_unused
 from llmcore.runs.cli import app as runs_app
 
 NAMES_SHOWN = 3
@@ -289,7 +289,7 @@ def export_to_hugging_face(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A policy, reward model or adapter.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
     check: Annotated[
-        bool, typer.Option("--check", help="Read it back and compare weights, logits and tokenizer, bit for bit.")
+        bool, typer.Option("--check", help="Read it back and compare, bit for bit: weights, logits and tokenizer.")
     ] = False,
     base: Base = None,
     json: ResultJsonOption = False,
@@ -298,9 +298,10 @@ def export_to_hugging_face(
     from llmcore.huggingface.peft import export_peft
     from llmcore.huggingface.writing import export_hf
 
-    if read_manifest(checkpoint).kind == "adapter":
-        report(export_peft(checkpoint, out, base=base), out, json=json)
+    if (kind := read_manifest(checkpoint).kind) == "adapter":
+        report(export_peft(checkpoint, out, base=base, check=check), out, json=json)
     else:
+        refuse_unused(f"for a {kind}, which stands on no other model", base=base)
         report(export_hf(checkpoint, out, check=check), out, json=json)
 
 

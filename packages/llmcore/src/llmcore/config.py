@@ -85,7 +85,10 @@ def read_setting(setting: str) -> Iterator[tuple[KeyPath, object, str]]:
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{setting}: not valid TOML: {error}") from None
+        raise ConfigError(
+            f"{setting}: not valid TOML: {error}",
+            hint="mend that line; config init prints a settings file to begin from",
+        ) from None
     for path, leaf in leaves(tree):
         yield path, leaf, f"{setting}:{line_of(text, path)}"
 
@@ -132,7 +135,10 @@ def place(tree: Tree, origin: dict[KeyPath, str], path: KeyPath, value: object, 
         child = node.setdefault(key, {})
         if not isinstance(child, dict):
             dotted = ".".join(path[: depth + 1])
-            raise ConfigError(f"{where}: {dotted} is the value {child!r}, it has no {path[depth + 1]!r}")
+            raise ConfigError(
+                f"{where}: {dotted} is the value {child!r}, it has no {path[depth + 1]!r}",
+                hint="leave one of the two out",
+            )
         node = child
     last = path[-1]
     if last == "kind" and node is not tree and node.get("kind", value) != value:

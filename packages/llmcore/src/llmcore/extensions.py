@@ -95,7 +95,9 @@ def find_part(group: str, kind: str, builtin: Mapping[str, type[Part]]) -> type[
     known = [*builtin, *offered]
     near = difflib.get_close_matches(kind, known, 1)
     if near:
-        raise ConfigError(f"unknown kind {kind!r} — did you mean {near[0]!r}?")
+        raise ConfigError(
+            f"unknown kind {kind!r} — did you mean {near[0]!r}?", hint=f"choose one of {', '.join(known)}"
+        )
     raise ExtensionError(
         f"kind {kind!r} is none of {', '.join(known)}, and no installed package offers it in {group!r}",
         hint="install the package that offers it (mixture of experts: packages/llmmoe), or choose another kind",
@@ -118,7 +120,10 @@ def load_entry(entry: EntryPoint) -> object:
     try:
         return entry.load()
     except (ImportError, AttributeError) as error:
-        raise ExtensionError(f"{entry.group} {entry.name!r} ({entry.value}) cannot be imported: {error}") from error
+        raise ExtensionError(
+            f"{entry.group} {entry.name!r} ({entry.value}) cannot be imported: {error}",
+            hint="mend that package, or install it again",
+        ) from error
 
 
 def provider(owner: type) -> tuple[str, str] | None:

@@ -4,8 +4,8 @@ import importlib.util
 import shlex
 from collections.abc import Sequence
 
-from llmcore.command import as_typed
 from llmcore.errors import ConfigError
+from llmcore.next_command import as_typed
 
 SCRIPT = """\
 #!/bin/bash

@@ -187,7 +187,7 @@ def parse_manifest(folder: Path) -> Manifest:
     if not folder.exists():
         raise ArtifactError(f"{str(folder)!r}: no such folder", hint="check the path")
     if not folder.is_dir():
-        raise ArtifactError(f"{str(folder)!r} is a file; an artifact is a folder with a {NAME}")
+        raise ArtifactError(f"{str(folder)!r} is a file; an artifact is a folder with a {NAME}", hint="give the folder")
     if not path.exists():
         raise ArtifactError(
             f"{folder} is no finished artifact: it has no {NAME}",
@@ -231,7 +231,10 @@ def check_name(path: Path, name: str) -> None:
     """A file named by a manifest lies inside the artifact."""
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or not name:
-        raise ArtifactError(f"{path} names {name!r}, which lies outside the artifact")
+        raise ArtifactError(
+            f"{path} names {name!r}, which lies outside the artifact",
+            hint="restore it from a copy, or make the artifact again",
+        )
 
 
 def check_size(folder: Path, name: str, entry: FileEntry) -> None:
@@ -241,7 +244,7 @@ def check_size(folder: Path, name: str, entry: FileEntry) -> None:
             f"{folder} lacks {name}, which its {NAME} names", hint="restore it, or make the artifact again"
         )
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise ArtifactError(f"{path} is a link out of the artifact")
+        raise ArtifactError(f"{path} is a link out of the artifact", hint="put the file itself there")
     if path.stat().st_size != entry.bytes:
         raise ArtifactError(
             f"{path} has {path.stat().st_size:,} bytes, {NAME} says {entry.bytes:,}: it is truncated or changed",

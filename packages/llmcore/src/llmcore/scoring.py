@@ -74,16 +74,6 @@ def load_scorer(folder: Path, *, device: torch.device | str = "cpu", dtype: torc
     return Scorer(model, tokenizer, manifest, read_scale(folder))
 
 
-def require_tokenizer(scorer: Scorer, tokenizer: Tokenizer, *, folder: Path) -> None:
-    """Refuse a policy in `folder` whose ids would mean something else to the reward model."""
-    if scorer.tokenizer.sha256 != tokenizer.sha256:
-        raise ArtifactError(
-            f"{folder} has another tokenizer than the reward model: "
-            f"{tokenizer.sha256[:16]!r} and {scorer.tokenizer.sha256[:16]!r}",
-            hint="train the reward model from this policy, or one with the same tokenizer",
-        )
-
-
 def scored_row(prompt: Sequence[Message], answer: str, tokenizer: Tokenizer, *, ended: bool = True) -> list[int]:
     """The tokens that are scored: the rendered conversation up to the end-of-turn after `answer`, nothing after it.
 
@@ -180,7 +170,10 @@ def read_scale(folder: Path) -> RewardScale:
 def check_lengths(rows: Sequence[Sequence[int]], context: int) -> None:
     for number, row in enumerate(rows):
         if not row:
-            raise DataError(f"conversation {number + 1} has no tokens, so there is nothing to score")
+            raise DataError(
+                f"conversation {number + 1} has no tokens, so there is nothing to score",
+                hint="give it a prompt and an answer",
+            )
         if len(row) > context:
             raise DataError(
                 f"conversation {number + 1} has {len(row)} tokens, the reward model's context is {context}",

@@ -167,7 +167,9 @@ class TokenShards:
         index = read_index(folder)
         if split not in index.splits:
             known = ", ".join(index.splits)
-            raise ConfigError(f"{folder / INDEX_FILE} has no split {split!r} (it has {known})")
+            raise ConfigError(
+                f"{folder / INDEX_FILE} has no split {split!r} (it has {known})", hint="give one of these"
+            )
         entry = index.splits[split]
         self.vocab_size = index.vocab_size
         self.tokenizer_sha256 = index.tokenizer_sha256

@@ -127,7 +127,10 @@ def read_regular(path: Path, *, limit: int) -> bytes:
     with open_regular(path) as descriptor:
         size = os.fstat(descriptor).st_size
         if size > limit:
-            raise ArtifactError(f"{path} has {size:,} bytes, more than the {limit:,} such a file can have")
+            raise ArtifactError(
+                f"{path} has {size:,} bytes, more than the {limit:,} such a file can have",
+                hint="is it the file you mean? otherwise restore it from a copy",
+            )
         with os.fdopen(os.dup(descriptor), "rb") as file:
             return file.read(limit + 1)
 
@@ -138,12 +141,17 @@ def open_regular(path: Path) -> Iterator[int]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise ArtifactError(f"{path}: no such file") from None
+        raise ArtifactError(f"{path}: no such file", hint="check the path, or restore the file from a copy") from None
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
+        raise ArtifactError(
+            f"{path} cannot be read: {error.strerror}", hint="check its rights and its disk, or restore it from a copy"
+        ) from None
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ArtifactError(f"{path} is not a regular file")
+            raise ArtifactError(
+                f"{path} is not a regular file",
+                hint="put the file itself there: no folder, pipe, device or dangling link",
+            )
         yield descriptor
     finally:
         os.close(descriptor)

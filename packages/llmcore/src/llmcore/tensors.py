@@ -59,7 +59,10 @@ def load_tensors(path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
     except (SafetensorError, OSError, ValueError) as error:
         if sha256 is not None and sha256_file(path) != sha256:
             raise damaged(path) from None
-        raise ArtifactError(f"{path} is not a readable safetensors file: {error}") from None
+        raise ArtifactError(
+            f"{path} is not a readable safetensors file: {error}",
+            hint="restore it from a copy, or make the artifact again",
+        ) from None
     if sha256 is not None and sha256_of(path, tensors) != sha256:
         raise damaged(path)
     return tensors

@@ -216,6 +216,15 @@ class Tokenizer:
         return b"".join([pieces[index] for index in ids])
 
 
+def require_same_tokenizer(folder: Path | str, found: Tokenizer, wanted: Tokenizer, *, of: str, hint: str = "") -> None:
+    """Refuse what `folder` holds if a token of its is not the same token of `wanted`, which is that `of` something."""
+    if found.sha256 != wanted.sha256:
+        raise ArtifactError(
+            f"{folder} has another tokenizer than {of}: {found.sha256[:16]!r} and {wanted.sha256[:16]!r}",
+            hint=hint or f"give one with the tokenizer of {of}, as what was trained from the same base has",
+        )
+
+
 def utf8(text: str) -> bytes:
     """The text's bytes; half of a surrogate pair is no text."""
     try:

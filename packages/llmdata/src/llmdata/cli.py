@@ -1,6 +1,7 @@
-"""`llmdata tokenizer | tokens | records`."""
+"""`llmdata tokenizer | tokens | records`, and their settings."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,8 @@ import typer
 from llmcore import command
 from llmcore.config import load_config
 from llmcore.errors import ConfigError
+from llmcore.next_command import as_typed
+from llmcore.settings_commands import SettingsClass, add_config_commands
 from llmdata.artifact import Made
 from llmdata.config import RecordsConfig, TokenizerConfig, TokensConfig
 
@@ -44,7 +47,7 @@ def tokenizer(
 
     llmdata tokenizer novels/ --out runs/tok vocab_size=4096
     """
-    settings, paths = command.split_arguments(arguments or [])
+    settings, paths = split_arguments(arguments or [])
     config = load_config(TokenizerConfig, settings, options(paths, "inputs.text", map_))
     from llmdata.bpe import make_tokenizer
 
@@ -74,7 +77,7 @@ def tokens(
 
     llmdata tokens novels/*.txt --tokenizer runs/tok --out runs/data/novels
     """
-    settings, paths = command.split_arguments(arguments or [])
+    settings, paths = split_arguments(arguments or [])
     named = options(paths, "inputs.text", map_)
     if tokenizer is not None:
         named["inputs.tokenizer"] = tokenizer
@@ -107,7 +110,7 @@ def records(
 
     llmdata records gsm8k/train.jsonl --kind chats --map prompt=question,completion=answer --out runs/data/gsm8k
     """
-    settings, paths = command.split_arguments(arguments or [])
+    settings, paths = split_arguments(arguments or [])
     named = options(paths, "inputs.records", map_)
     if kind is not None:
         named["rows"] = kind
@@ -126,8 +129,23 @@ def records(
         report(made, target, elapsed=time.perf_counter() - started_at, following=following[config.rows], json_=json_)
 
 
+SETTINGS: dict[str, SettingsClass] = {
+    "tokenizer": lambda: TokenizerConfig,
+    "tokens": lambda: TokensConfig,
+    "records": lambda: RecordsConfig,
+}
+add_config_commands(app, SETTINGS)
+
+
 def main() -> None:
+    """The `llmdata` command."""
     command.main(app)
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(settings, paths): an argument with `=` or ending in .toml is a setting, any other a path."""
+    settings = [a for a in arguments if "=" in a or a.endswith(".toml")]
+    return settings, [a for a in arguments if a not in settings]
 
 
 def options(paths: list[str], key: str, map_: str | None) -> dict[str, object]:
@@ -153,4 +171,4 @@ def report(made: Made, out: Path, *, elapsed: float, following: str, json_: bool
         return
     counts = ", ".join(f"{name} {count:,}" for name, count in made.manifest.counts.items() if "kind_" not in name)
     state = "is already there" if made.existed else f"made in {elapsed:.1f} s"
-    print(f"{made.manifest.kind} {out} {state}: {counts}\nnext: {command.as_typed(following)}")
+    print(f"{made.manifest.kind} {out} {state}: {counts}\nnext: {as_typed(following)}")

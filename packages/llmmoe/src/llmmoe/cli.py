@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmcore import command
-from llmcore.command import DeviceOption, ResultJsonOption
 from llmcore.errors import ArtifactError, DataError
+from llmcore.options import DeviceOption, ResultJsonOption
 
 if TYPE_CHECKING:
     from torch import Tensor

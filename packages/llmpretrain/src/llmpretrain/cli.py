@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from llmcore import command
-from llmcore.command import (
+from llmcore.config import Config, load_config
+from llmcore.options import (
     DeviceOption,
     JsonOption,
     OutOption,
@@ -17,11 +18,12 @@ from llmcore.command import (
     Settings,
     TaskCountOption,
     TasksOption,
-    add_config_commands,
-    add_plan_command,
+    default_out,
     given,
+    refuse_unused,
 )
-from llmcore.config import Config, load_config
+from llmcore.settings_commands import add_config_commands
+from llmcore.train.plan_command import add_plan_command
 
 app = command.new_app("Pretraining: tokens to a base model.")
 
@@ -52,7 +54,7 @@ def run(
     from llmpretrain.run import run as run_stage
 
     config = load_config(PretrainConfig, settings or [], given(inputs__data=data, inputs__init=init))
-    run_stage(config, out or command.default_out("pretrain", settings or []), resume=resume, json=json, quiet=quiet)
+    run_stage(config, out or default_out("pretrain", settings or []), resume=resume, json=json, quiet=quiet)
 
 
 @app.command(name="eval")
@@ -81,6 +83,8 @@ def evaluate(
     from llmpretrain.evaluate import held_out
     from llmpretrain.run import tokens_folder
 
+    if tasks and not data:
+        refuse_unused("with --tasks but without --data", windows=windows)
     given_tasks = read_tasks(tasks or [], count=task_count)
     loaded = load_checkpoint(checkpoint)
     place(loaded.model, resolve(device, "fp32"))

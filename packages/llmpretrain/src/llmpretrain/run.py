@@ -3,8 +3,8 @@
 from functools import partial
 from pathlib import Path
 
+from llmcore.builtin import builtin_data
 from llmcore.checkpoint import Checkpoint, load_checkpoint
-from llmcore.command import builtin_data
 from llmcore.errors import ArtifactError, ConfigError
 from llmcore.generate.chat import text_prompt
 from llmcore.manifest import NAME as MANIFEST
@@ -12,8 +12,9 @@ from llmcore.manifest import Manifest, verify_artifact
 from llmcore.model.config import ModelConfig
 from llmcore.model.transformer import Transformer
 from llmcore.shards import TokenShards
-from llmcore.tokenizer import Tokenizer
+from llmcore.tokenizer import Tokenizer, require_same_tokenizer
 from llmcore.train.loop import fit
+from llmcore.train.rehearsal import Rehearsal
 from llmcore.train.run import Run
 from llmcore.train.samples import Prompting
 from llmcore.train.source import FromFunction
@@ -28,10 +29,10 @@ PROMPTS = ("def ", "The ")
 
 
 def run(
-    config: PretrainConfig, out: Path, *, resume: str = "auto", json: bool = False, quiet: bool = False
+    config: PretrainConfig, out: Path, *, resume: str | Rehearsal = "auto", json: bool = False, quiet: bool = False
 ) -> Manifest:
     """Train a base model on a tokens artifact and write a policy to `out`."""
-    data = tokens_folder(config.inputs.data)
+    data = tokens_folder(config.inputs.data, make=isinstance(resume, str))
     tokens = verify_artifact(data, expect="tokens")
     tokenizer = Tokenizer.load(data)
     start = initial_weights(config, tokenizer)
@@ -74,10 +75,10 @@ def run(
     return job.finish(model)
 
 
-def tokens_folder(data: str | None) -> Path:
+def tokens_folder(data: str | None, *, make: bool = True) -> Path:
     """The tokens artifact to read, the built-in one if none is given; of plain text it is said how it becomes one."""
     if not data:
-        return builtin_data("tokens")
+        return builtin_data("tokens", make=make)
     path = Path(data)
     if path.exists() and not (path / MANIFEST).exists():
         raise ArtifactError(f"{data!r} is no tokens artifact", hint=f"make one of it first: llmdata tokens {data}")
@@ -89,11 +90,13 @@ def initial_weights(config: PretrainConfig, tokenizer: Tokenizer) -> Checkpoint 
     if not config.inputs.init:
         return None
     start = load_checkpoint(Path(config.inputs.init), expect="policy")
-    if start.tokenizer.sha256 != tokenizer.sha256:
-        raise ArtifactError(
-            f"{config.inputs.init} has the tokenizer {start.tokenizer.sha256[:12]}, the data {tokenizer.sha256[:12]}",
-            hint="make the tokens with the checkpoint's tokenizer: llmdata tokens --tokenizer DIR",
-        )
+    require_same_tokenizer(
+        config.inputs.init,
+        start.tokenizer,
+        tokenizer,
+        of="the tokens",
+        hint="make the tokens with the checkpoint's tokenizer: llmdata tokens --tokenizer DIR",
+    )
     asked = config.model.with_vocabulary(tokenizer.vocab_size)
     if config.model != ModelConfig() and asked != start.model.config:
         found = start.model.config.model_dump(mode="json")

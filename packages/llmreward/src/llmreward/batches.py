@@ -149,7 +149,10 @@ def check_dropped(counts: Mapping[str, int], *, allowed: float) -> None:
     total = counts["pairs"] + sum(dropped.values())
     reasons = ", ".join(f"{n} {name}" for name, n in sorted(dropped.items()))
     if counts["pairs"] == 0:
-        raise DataError(f"no pair of {total} can be learned from ({reasons or 'the split is empty'})")
+        raise DataError(
+            f"no pair of {total} can be learned from ({reasons or 'the split is empty'})",
+            hint="give pairs whose answers differ and fit, or a higher data.max_length",
+        )
     if sum(dropped.values()) > allowed * total:
         raise DataError(
             f"{sum(dropped.values())} of {total} pairs would be dropped ({reasons}), "

@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 from llmcore import command
-from llmcore.command import (
+from llmcore.builtin import builtin_data
+from llmcore.config import Config, load_config
+from llmcore.options import (
     DeviceOption,
     JsonOption,
     OutOption,
@@ -15,11 +17,11 @@ from llmcore.command import (
     ResultJsonOption,
     ResumeOption,
     Settings,
-    add_config_commands,
-    add_plan_command,
+    default_out,
     given,
 )
-from llmcore.config import Config, load_config
+from llmcore.settings_commands import add_config_commands
+from llmcore.train.plan_command import add_plan_command
 
 app = command.new_app("Reward modelling: preferences to a score.")
 
@@ -51,7 +53,7 @@ def run(
     from llmreward.run import run as run_stage
 
     config = load_config(RewardConfig, settings or [], given(inputs__base=base, inputs__data=data))
-    run_stage(config, out or command.default_out("reward", settings or []), resume=resume, json=json, quiet=quiet)
+    run_stage(config, out or default_out("reward", settings or []), resume=resume, json=json, quiet=quiet)
 
 
 @app.command(name="eval")
@@ -68,7 +70,7 @@ def evaluate(
     from llmreward.evaluate import as_json, evaluate_file, lines
 
     scorer = load_scorer(reward, device=resolve_device(device))
-    found = evaluate_file(scorer, Path(data) if data else command.builtin_data("preferences"), limit=limit)
+    found = evaluate_file(scorer, Path(data) if data else builtin_data("preferences"), limit=limit)
     print(json_library.dumps(as_json(found)) if json else "\n".join(lines(found)))
 
 
@@ -115,7 +117,14 @@ def score(
     from llmreward.score import answers_to, conversations_in, score_conversations
 
     if (data is None) == (prompt is None):
-        raise ConfigError("give either --data FILE, or --prompt TEXT with one --answer or more")
+        raise ConfigError(
+            "give either --data FILE, or --prompt TEXT with one --answer or more",
+            hint="leave one of the two out, or add the one that is missing",
+        )
+    if data is not None and answer:
+        raise ConfigError(
+            f"--answer {answer[0]!r} does nothing with --data", hint="leave it out, or give it with --prompt"
+        )
     if prompt is not None and not answer:
         raise ConfigError("--prompt has no --answer to score", hint="add --answer TEXT, once for each answer")
     conversations = conversations_in(Path(data)) if data else answers_to(prompt or "", answer or [])
@@ -149,7 +158,7 @@ def shape(
     from llmreward.shape import ShapeConfig, as_json, effects_on, held_out_answers, lines, sampled_answers
 
     config = load_config(ShapeConfig, settings or [])
-    path = Path(data) if data else command.builtin_data("preferences")
+    path = Path(data) if data else builtin_data("preferences")
     scorer = load_scorer(reward, device=resolve_device(device))
     found = {"held-out pairs": effects_on(held_out_answers(scorer, path, limit=limit), config.terms)}
     if policy is not None:

@@ -6,17 +6,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from llmcore.builtin import builtin_data
 from llmcore.checkpoint import load_checkpoint
-from llmcore.command import builtin_data, required
 from llmcore.errors import ConfigError
 from llmcore.generate.engine import generate
 from llmcore.generate.sampling import Sampling
 from llmcore.manifest import Manifest
 from llmcore.model.transformer import Transformer
+from llmcore.options import required
 from llmcore.records import Preference
 from llmcore.scoring import SCALE_FILE, RewardScale, scale_bytes, scale_of, score_rows
 from llmcore.tokenizer import Tokenizer
 from llmcore.train.loop import fit
+from llmcore.train.rehearsal import Rehearsal
 from llmcore.train.run import Run
 from llmreward.batches import PreferenceBatches, check_dropped, check_margins, tokenize_groups
 from llmreward.config import RewardConfig
@@ -30,10 +32,13 @@ WATCHED = 400
 """Held-out prompts scored while training; the finished model meets all of them."""
 
 
-def run(config: RewardConfig, out: Path, *, resume: str = "auto", json: bool = False, quiet: bool = False) -> Manifest:
+def run(
+    config: RewardConfig, out: Path, *, resume: str | Rehearsal = "auto", json: bool = False, quiet: bool = False
+) -> Manifest:
     """Train a reward model on preferences, beginning from a policy, and write a reward to `out`."""
     base = required(config.inputs.base, "--base", "the policy that the reward model begins from")
-    data = Path(config.inputs.data) if config.inputs.data else builtin_data("preferences")
+    make = isinstance(resume, str)
+    data = Path(config.inputs.data) if config.inputs.data else builtin_data("preferences", make=make)
     torch.manual_seed(config.train.seed)
     start = load_checkpoint(base, expect="policy", head="scalar")
     tokenizer = start.tokenizer

@@ -12,8 +12,8 @@ from llmcore.config import Config
 from llmcore.generate.engine import generate
 from llmcore.generate.sampling import Sampling
 from llmcore.records import Preference
-from llmcore.scoring import Scorer, require_tokenizer
-from llmcore.tokenizer import Tokenizer
+from llmcore.scoring import Scorer
+from llmcore.tokenizer import Tokenizer, require_same_tokenizer
 from llmreward.batches import Group
 from llmreward.config import Normalization
 from llmreward.evaluate import Proportion, comparisons_of, held_out_groups, in_words, share
@@ -168,7 +168,7 @@ def sampled_answers(scorer: Scorer, policy: Path, path: Path, samples: Normaliza
     """A policy's answers to held-out prompts, with their rewards."""
     device = next(scorer.model.parameters()).device
     model, tokenizer, _ = load_checkpoint(policy, expect="policy", device=device)
-    require_tokenizer(scorer, tokenizer, folder=policy)
+    require_same_tokenizer(policy, tokenizer, scorer.tokenizer, of="the reward model")
     records: list[Preference] = load_preferences(path, "valid").records
     context = min(scorer.model.config.context, model.config.context)
     prompts = prompts_to_answer(records, tokenizer, settings=samples, context=context)

@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 from llmcore import command
-from llmcore.command import (
+from llmcore.builtin import builtin_data
+from llmcore.config import Config, load_config
+from llmcore.options import (
     DeviceOption,
     JsonOption,
     OutOption,
@@ -15,11 +17,11 @@ from llmcore.command import (
     ResultJsonOption,
     ResumeOption,
     Settings,
-    add_config_commands,
-    add_plan_command,
+    default_out,
     given,
 )
-from llmcore.config import Config, load_config
+from llmcore.settings_commands import add_config_commands
+from llmcore.train.plan_command import add_plan_command
 
 app = command.new_app("Reinforcement learning: a policy that a reward likes better.")
 
@@ -61,7 +63,7 @@ def grpo(
 
     options = given(inputs__policy=policy, inputs__reward=reward, inputs__prompts=prompts, inputs__reference=reference)
     config = load_config(GRPOConfig, settings or [], options)
-    run_stage(config, out or command.default_out("grpo", settings or []), resume=resume, json=json, quiet=quiet)
+    run_stage(config, out or default_out("grpo", settings or []), resume=resume, json=json, quiet=quiet)
 
 
 @app.command()
@@ -100,7 +102,7 @@ def ppo(
         inputs__critic=critic,
     )
     config = load_config(PPOConfig, settings or [], options)
-    run_stage(config, out or command.default_out("ppo", settings or []), resume=resume, json=json, quiet=quiet)
+    run_stage(config, out or default_out("ppo", settings or []), resume=resume, json=json, quiet=quiet)
 
 
 @app.command(name="eval")
@@ -135,7 +137,7 @@ def evaluate(
     report = evaluate_checkpoints(
         checkpoints,
         reward=reward,
-        prompts=Path(prompts) if prompts else command.builtin_data("prompts"),
+        prompts=Path(prompts) if prompts else builtin_data("prompts"),
         reference=reference,
         count=count,
         samples=samples,
@@ -168,7 +170,7 @@ def rollout(
     if prompt is not None:
         record = Prompt(prompt=(Message(role="user", content=prompt),), answer=answer)
     else:
-        record = held_out_prompt(Path(prompts) if prompts else command.builtin_data("prompts"), seed)
+        record = held_out_prompt(Path(prompts) if prompts else builtin_data("prompts"), seed)
     rows = show_rollout(
         policy,
         record,
@@ -199,14 +201,7 @@ def ppo_settings() -> type[Config]:
     return PPOConfig
 
 
-settings_app = command.new_app("The settings of each algorithm.")
-for name, algorithm_settings in (("grpo", grpo_settings), ("ppo", ppo_settings)):
-    algorithm_app = command.new_app(f"The settings of {name}.")
-    add_config_commands(algorithm_app, algorithm_settings)
-    settings_app.registered_groups += [
-        typer.models.TyperInfo(group.typer_instance, name=name) for group in algorithm_app.registered_groups
-    ]
-app.add_typer(settings_app, name="config")
+add_config_commands(app, {"grpo": grpo_settings, "ppo": ppo_settings})
 add_plan_command(app, grpo, ppo)
 
 

@@ -15,13 +15,12 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from llmcore.checkpoint import load_checkpoint
-from llmcore.errors import ArtifactError
 from llmcore.generate.sampling import Sampling
 from llmcore.intervals import Interval, mean
 from llmcore.model.transformer import Transformer
 from llmcore.records import Prompt, load_records
 from llmcore.storage import write_durably
-from llmcore.tokenizer import Tokenizer
+from llmcore.tokenizer import Tokenizer, require_same_tokenizer
 from llmcore.train.device import resolve_device
 from llmrl.advantages import group_advantages
 from llmrl.best_of import best_of, best_of_divergence, pass_rates
@@ -158,7 +157,7 @@ def evaluate_checkpoints(
     first = load_checkpoint(folders[0], expect="policy", device=where)
     anchor_folder = reference or folders[0]
     anchor = load_checkpoint(anchor_folder, expect="policy", device=where)
-    check_same_tokenizer(anchor_folder, anchor.tokenizer, first.tokenizer)
+    require_same_tokenizer(anchor_folder, anchor.tokenizer, first.tokenizer, of="the policy")
     rewards = build_rewards(reward, tokenizer=first.tokenizer, device=where)
     records, _ = load_records(prompts, Prompt, "valid")
     held_out = Prompts(
@@ -170,7 +169,7 @@ def evaluate_checkpoints(
     given: list[dict[str, JsonValue]] = []
     for folder in folders:
         model = load_checkpoint(folder, expect="policy", device=where)
-        check_same_tokenizer(folder, model.tokenizer, first.tokenizer)
+        require_same_tokenizer(folder, model.tokenizer, first.tokenizer, of="the policy")
         entry: dict[str, dict[str, float]] = {}
         for way, temperature, times in (("sampled", 1.0, samples), ("greedy", 0.0, 1)):
             found = answer(
@@ -280,12 +279,3 @@ def rollout_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         tokens = f"{row['tokens']:>4}{' ' if row['stopped'] else '…'}"
         lines.append(f"  {row['reward']!s:>9}  A {row['advantage']:+.2f}{terms}  {tokens} {row['completion']!r}")
     return lines
-
-
-def check_same_tokenizer(folder: Path, tokenizer: Tokenizer, wanted: Tokenizer) -> None:
-    """Two policies can be compared token by token only if a token is the same in both."""
-    if tokenizer.sha256 != wanted.sha256:
-        raise ArtifactError(
-            f"{folder} has another tokenizer than the policy: {tokenizer.sha256[:16]!r} and {wanted.sha256[:16]!r}",
-            hint="give checkpoints with the same tokenizer",
-        )

@@ -12,7 +12,10 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
+from llmcore.train.memory import memory_advice
 from llmcore.train.source import SourceState
+
+ROLLOUTS_NEED = "rollout.max_completion_length or train.batch (the completions of an update), or take a smaller policy"
 
 Metrics = Mapping[str, tuple[float, int]]
 
@@ -117,7 +120,8 @@ class Experiences:
         step = start
         while True:
             if self.current is None:
-                self.current = self.maker.experience(self.number, step=step)
+                with memory_advice(f"the rollouts of step {step + 1}", lower=ROLLOUTS_NEED):
+                    self.current = self.maker.experience(self.number, step=step)
             self.maker.begin()
             yield self.micro_batches(self.current)
             step += 1

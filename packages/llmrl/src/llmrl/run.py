@@ -7,20 +7,24 @@ from typing import NamedTuple, cast
 import torch
 from torch import nn
 
+from llmcore.builtin import builtin_data
 from llmcore.checkpoint import Checkpoint, load_checkpoint
-from llmcore.command import builtin_data, required
 from llmcore.errors import ConfigError
 from llmcore.manifest import Manifest, read_manifest
 from llmcore.model.adapters import add_adapters
 from llmcore.model.transformer import Transformer
+from llmcore.options import required
 from llmcore.records import Prompt, load_records
 from llmcore.scoring import Scorer, load_scorer
+from llmcore.tokenizer import require_same_tokenizer
 from llmcore.train.device import resolve
 from llmcore.train.loop import fit
+from llmcore.train.memory import memory_advice
+from llmcore.train.rehearsal import Rehearsal
 from llmcore.train.run import Run
 from llmrl.config import GRPOConfig, PPOConfig, RLConfig
 from llmrl.critic import SharedTrunk
-from llmrl.evaluate import answer, check_same_tokenizer, flat_figures, summarize
+from llmrl.evaluate import answer, flat_figures, summarize
 from llmrl.experience import Experiences
 from llmrl.grpo import GRPO
 from llmrl.ppo import PPO, ActorCritic
@@ -29,6 +33,8 @@ from llmrl.rewards.reward import Reward
 from llmrl.rewards.sums import Rewards
 from llmrl.rollout import Prompts, switch_dropout_off
 from llmrl.samples import SampleLog
+
+ANSWERS_NEED = "rollout.max_completion_length or rollout.eval_prompts, or take a smaller policy"
 
 
 class Start(NamedTuple):
@@ -46,9 +52,12 @@ class Start(NamedTuple):
     critic: Scorer | Transformer | None = None
 
 
-def grpo(config: GRPOConfig, out: Path, *, resume: str = "auto", json: bool = False, quiet: bool = False) -> Manifest:
+def grpo(
+    config: GRPOConfig, out: Path, *, resume: str | Rehearsal = "auto", json: bool = False, quiet: bool = False
+) -> Manifest:
     """Improve the policy in `inputs.policy` by GRPO and write it to `out`."""
-    start = prepare(config, config.train.device, config.train.dtype, reference=config.grpo.beta > 0)
+    make = isinstance(resume, str)
+    start = prepare(config, config.train.device, config.train.dtype, reference=config.grpo.beta > 0, make=make)
     job = open_run(config, out, "llmrl grpo", start, resume=resume, json=json, quiet=quiet)
     log = sample_log(job, config, every=config.train.log_every, updates=config.grpo.num_iterations)
     adapt(start.policy.model, config)
@@ -74,9 +83,13 @@ def grpo(config: GRPOConfig, out: Path, *, resume: str = "auto", json: bool = Fa
     return job.finish(start.policy.model, counts=start.prompts.counts, base=("policy", start.folder))
 
 
-def ppo(config: PPOConfig, out: Path, *, resume: str = "auto", json: bool = False, quiet: bool = False) -> Manifest:
+def ppo(
+    config: PPOConfig, out: Path, *, resume: str | Rehearsal = "auto", json: bool = False, quiet: bool = False
+) -> Manifest:
     """Improve the policy in `inputs.policy` by PPO and write it to `out`."""
-    start = with_critic(prepare(config, config.train.device, config.train.dtype, reference=True), config)
+    make = isinstance(resume, str)
+    start = prepare(config, config.train.device, config.train.dtype, reference=True, make=make)
+    start = with_critic(start, config)
     assert start.reference is not None
     job = open_run(config, out, "llmrl ppo", start, resume=resume, json=json, quiet=quiet)
     critic = config.ppo.critic.build(start.policy.model, start.critic)
@@ -108,8 +121,8 @@ def ppo(config: PPOConfig, out: Path, *, resume: str = "auto", json: bool = Fals
     return job.finish(actor.policy, counts=start.prompts.counts, base=("policy", start.folder))
 
 
-def prepare(config: RLConfig, device: str, dtype: str, *, reference: bool) -> Start:
-    """Load policy, reference, prompts and rewards, and see that they fit together."""
+def prepare(config: RLConfig, device: str, dtype: str, *, reference: bool, make: bool = True) -> Start:
+    """Load policy, reference, prompts (built-in ones may be made if `make`) and rewards, and see that they fit."""
     placement = resolve(device, dtype)
     folder = required(config.inputs.policy, "--policy", "the policy to improve")
     policy = load_checkpoint(folder, expect="policy")
@@ -140,7 +153,7 @@ def prepare(config: RLConfig, device: str, dtype: str, *, reference: bool) -> St
         device=placement.device,
         dtype=placement.dtype,
     )
-    prompts_path = Path(config.inputs.prompts) if config.inputs.prompts else builtin_data("prompts")
+    prompts_path = Path(config.inputs.prompts) if config.inputs.prompts else builtin_data("prompts", make=make)
     records, prompts_manifest = load_records(prompts_path, Prompt, "train")
     prompts = Prompts(records, policy.tokenizer, longest=longest, max_dropped=config.rollout.max_dropped)
     held_out = load_held_out(prompts_path, policy, longest=longest) if config.rollout.eval_prompts else None
@@ -155,7 +168,7 @@ def load_reference(
     """The policy to which the KL is taken, frozen: the one that is named, or a second copy of the policy."""
     other = Path(config.inputs.reference) if config.inputs.reference else folder
     loaded = load_checkpoint(other, expect="policy")
-    check_same_tokenizer(other, loaded.tokenizer, policy.tokenizer)
+    require_same_tokenizer(other, loaded.tokenizer, policy.tokenizer, of="the policy")
     switch_dropout_off(loaded.model)
     return loaded.model.to(device).requires_grad_(False), loaded.manifest
 
@@ -182,7 +195,7 @@ def with_critic(start: Start, config: PPOConfig) -> Start:
         critic: Scorer | Checkpoint = load_scorer(folder)
     else:
         critic = load_checkpoint(folder, expect="policy")
-    check_same_tokenizer(folder, critic.tokenizer, start.policy.tokenizer)
+    require_same_tokenizer(folder, critic.tokenizer, start.policy.tokenizer, of="the policy")
     wanted = start.policy.model.config.context
     if critic.model.config.context < wanted or not critic.model.config.attention.sight().causal:
         raise ConfigError(
@@ -200,7 +213,9 @@ def load_held_out(path: Path, policy: Checkpoint, *, longest: int) -> Prompts | 
     return Prompts(records, policy.tokenizer, longest=longest, max_dropped=1.0) if records else None
 
 
-def open_run(config: RLConfig, out: Path, made_by: str, start: Start, *, resume: str, json: bool, quiet: bool) -> Run:
+def open_run(
+    config: RLConfig, out: Path, made_by: str, start: Start, *, resume: str | Rehearsal, json: bool, quiet: bool
+) -> Run:
     prompts = start.prompts.counts["prompts"]
     return Run(
         out,
@@ -243,16 +258,17 @@ def evaluation(
         policy = policy_of(model)
         reference = policy if start.reference is start.policy.model else start.reference  # the same, gathered
         for prefix, temperature in (("", config.rollout.temperature), ("greedy_", 0.0)):
-            answers = answer(
-                policy,
-                held_out,
-                chosen,
-                start.policy.tokenizer,
-                rewards=start.rewards,
-                max_new_tokens=config.rollout.max_completion_length,
-                temperature=temperature,
-                reference=None if prefix else reference,
-            )
+            with memory_advice("the answers to held-out prompts", lower=ANSWERS_NEED):
+                answers = answer(
+                    policy,
+                    held_out,
+                    chosen,
+                    start.policy.tokenizer,
+                    rewards=start.rewards,
+                    max_new_tokens=config.rollout.max_completion_length,
+                    temperature=temperature,
+                    reference=None if prefix else reference,
+                )
             found |= flat_figures(summarize(answers), prefix)
         return found
 

@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 from llmcore import command
-from llmcore.command import (
+from llmcore.builtin import builtin_data
+from llmcore.config import Config, load_config
+from llmcore.options import (
     DeviceOption,
     JsonOption,
     OutOption,
@@ -17,11 +19,15 @@ from llmcore.command import (
     Settings,
     TaskCountOption,
     TasksOption,
-    add_config_commands,
-    add_plan_command,
+    default_out,
     given,
+    refuse_unused,
 )
-from llmcore.config import Config, load_config
+from llmcore.settings_commands import add_config_commands
+from llmcore.train.plan_command import add_plan_command
+
+COUNT, SAMPLES, MAX_NEW_TOKENS = 500, 1, 64
+"""Of an evaluation on conversations, unless it says otherwise."""
 
 app = command.new_app("Supervised fine-tuning: chats to an assistant.")
 
@@ -59,7 +65,7 @@ def run(
     config = load_config(
         SFTConfig, settings or [], given(inputs__base=base, inputs__data=data, inputs__reference=reference)
     )
-    run_stage(config, out or command.default_out("sft", settings or []), resume=resume, json=json, quiet=quiet)
+    run_stage(config, out or default_out("sft", settings or []), resume=resume, json=json, quiet=quiet)
 
 
 @app.command(name="eval")
@@ -69,9 +75,15 @@ def evaluate(
         typer.Argument(metavar="POLICY", help="Policies, compared with the first: give the base model first."),
     ],
     data: DataOption = None,
-    count: Annotated[int, typer.Option(min=1, help="Held-out conversations to ask.")] = 500,
-    samples: Annotated[int, typer.Option(min=1, help="Samples of each; several give pass@k.")] = 1,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Held-out conversations to ask.", show_default=str(COUNT))
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Samples of each; several give pass@k.", show_default=str(SAMPLES))
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer, in tokens.", show_default=str(MAX_NEW_TOKENS))
+    ] = None,
     tasks: TasksOption = None,
     task_count: TaskCountOption = None,
     chat: Annotated[
@@ -94,12 +106,14 @@ def evaluate(
     """
     from llmsft.compare import compare, report_lines
 
+    if tasks and not data:
+        refuse_unused("with --tasks but without --data", count=count, samples=samples, max_new_tokens=max_new_tokens)
     results = compare(
         checkpoints,
-        data=Path(data) if data else None if tasks else command.builtin_data("chats"),
-        count=count,
-        samples=samples,
-        max_new_tokens=max_new_tokens,
+        data=Path(data) if data else None if tasks else builtin_data("chats"),
+        count=count or COUNT,
+        samples=samples or SAMPLES,
+        max_new_tokens=max_new_tokens or MAX_NEW_TOKENS,
         tasks=tasks or [],
         task_count=task_count,
         chat=chat,

@@ -155,7 +155,10 @@ class Ramp:
         self, scores: Scores, curriculum: Curriculum, *, batch: int, steps: int, seed: int, after: RowsOf
     ) -> None:
         if not np.isfinite(scores).all():
-            raise ConfigError(f"curriculum.by {curriculum.by.kind!r}: not every difficulty is a finite number")
+            raise ConfigError(
+                f"curriculum.by {curriculum.by.kind!r}: not every difficulty is a finite number",
+                hint="give every row a finite number, or choose another curriculum.by",
+            )
         random = np.random.default_rng(seed).permutation(len(scores))  # which of equals comes first
         self.easiest = random[np.argsort(scores[random], kind="stable")]
         self.curriculum, self.seed, self.after = curriculum, seed, after

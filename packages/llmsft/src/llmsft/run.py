@@ -7,17 +7,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llmcore.builtin import builtin_data
 from llmcore.chat import Rendered, render_chat
 from llmcore.checkpoint import Checkpoint, load_checkpoint
-from llmcore.command import builtin_data, required
 from llmcore.errors import ConfigError
 from llmcore.manifest import Manifest
 from llmcore.model.adapters import add_adapters
 from llmcore.model.transformer import Transformer
+from llmcore.options import required
 from llmcore.records import Chat, Message, load_records
-from llmcore.tokenizer import Tokenizer
+from llmcore.tokenizer import Tokenizer, require_same_tokenizer
 from llmcore.train.device import resolve_device
 from llmcore.train.loop import fit
+from llmcore.train.rehearsal import Rehearsal
 from llmcore.train.run import Run
 from llmcore.train.samples import Prompting
 from llmcore.train.schedule import warmup_steps
@@ -35,9 +37,11 @@ EVAL_CHATS = 256
 SAMPLED_CHATS = 3
 
 
-def run(config: SFTConfig, out: Path, *, resume: str = "auto", json: bool = False, quiet: bool = False) -> Manifest:
+def run(
+    config: SFTConfig, out: Path, *, resume: str | Rehearsal = "auto", json: bool = False, quiet: bool = False
+) -> Manifest:
     """Fine-tune the policy in `inputs.base` on chats and write a policy, or with LoRA an adapter, to `out`."""
-    start = prepare(config)
+    start = prepare(config, make=isinstance(resume, str))
     job = Run(
         out,
         made_by="llmsft run",
@@ -93,10 +97,10 @@ class Start(NamedTuple):
     parents: dict[str, Manifest]
 
 
-def prepare(config: SFTConfig) -> Start:
-    """Read the base and the conversations, and render them."""
+def prepare(config: SFTConfig, *, make: bool = True) -> Start:
+    """Read the base and the conversations, and render them; built-in conversations may be made if `make`."""
     folder = required(config.inputs.base, "--base", "the policy to fine-tune")
-    data = Path(config.inputs.data) if config.inputs.data else builtin_data("chats")
+    data = Path(config.inputs.data) if config.inputs.data else builtin_data("chats", make=make)
     base = load_checkpoint(folder, expect="policy")
     keys = config.curriculum.by.keys() if config.curriculum else ()
     chats, data_manifest = load_records(data, Chat, "train", keep=keys)
@@ -122,8 +126,7 @@ def reference_policy(config: SFTConfig, base: Checkpoint) -> Checkpoint:
     if config.curriculum is None or not isinstance(config.curriculum.by, ByLoss):
         raise ConfigError(f"--reference {other!r}: nothing asks it", hint="set curriculum.by=loss, or leave it out")
     reference = load_checkpoint(Path(str(other)), expect="policy")
-    if reference.tokenizer.sha256 != base.tokenizer.sha256:
-        raise ConfigError(f"{other!r} has another tokenizer than the base", hint="give a policy of the same tokenizer")
+    require_same_tokenizer(str(other), reference.tokenizer, base.tokenizer, of="the base")
     return reference
 
 

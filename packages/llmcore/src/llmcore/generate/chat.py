@@ -20,6 +20,7 @@ from llmcore.generate.text import printable, stream_text
 from llmcore.records import Message
 from llmcore.tokenizer import Tokenizer
 from llmcore.train.device import place, resolve
+from llmcore.train.memory import memory_advice
 
 ANSWER_SHARE = 0.5
 """At most this share of the context is kept free for the answer; it is less if max_new_tokens is."""
@@ -33,6 +34,7 @@ def load_policy(folder: Path, *, device: str = "auto", dtype: str = "fp32", base
     return policy
 
 
+@memory_advice("the text", lower="--num-samples or --max-new-tokens, or take --dtype bf16")
 def run_generate(
     policy: Checkpoint, prompt: str, sampling: Sampling, *, num_samples: int = 1, json: bool = False
 ) -> None:
@@ -54,6 +56,7 @@ def run_generate(
             write(f"── {number} ──\n{prompt}{text}\n")
 
 
+@memory_advice("the conversation", lower="--max-new-tokens, or take --dtype bf16 or a smaller policy")
 def run_chat(
     policy: Checkpoint, sampling: Sampling, *, system: str = "", read_line: Callable[[], str] | None = None
 ) -> None:

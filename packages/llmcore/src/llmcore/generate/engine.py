@@ -54,7 +54,7 @@ def generate(
     `seeds` gives each sequence its own (prompt by prompt, sample by sample); else they follow from the settings' seed.
     A tokenizer is needed for stop strings only. A prompt that fills the context gets empty completions, and sequences
     end with the context, so that they can be scored. `compiled` takes each step through torch.compile: it pays for
-    many tokens of one shape of model and batch, after half a minute for the first (`docs/performance.md`).
+    many tokens of one shape of model and batch, after what the first takes to compile (`docs/performance.md`).
     """
     check_prompts(model, prompts)
     check_stop_strings(sampling, tokenizer)
@@ -154,7 +154,10 @@ def check_prompts(model: Transformer, prompts: Sequence[Sequence[int]], *, endle
             raise DataError("the prompt is empty: it has no token to continue", hint="begin it with the bos token")
         if not 0 <= min(prompt) <= max(prompt) < vocab_size:
             wrong = next(token for token in prompt if not 0 <= token < vocab_size)
-            raise DataError(f"token id {wrong!r} is not below the model's vocabulary of {vocab_size}")
+            raise DataError(
+                f"token id {wrong!r} is not below the model's vocabulary of {vocab_size}",
+                hint="encode the prompt with the tokenizer of this model",
+            )
 
 
 def check_stop_strings(sampling: Sampling, tokenizer: Tokenizer | None) -> None:

@@ -12,19 +12,19 @@ from torch import Tensor
 
 from llmcore.adapters import load_adapter
 from llmcore.checkpoint import Checkpoint
-from llmcore.errors import ConfigError
+from llmcore.errors import ArtifactError, ConfigError
 from llmcore.huggingface.card import write_adapter_card
 from llmcore.huggingface.family import fitting_family
 from llmcore.huggingface.keys import Rule
 from llmcore.huggingface.reading import EXPORTED
-from llmcore.huggingface.settings import Json
+from llmcore.huggingface.settings import Json, read_json
 from llmcore.huggingface.writing import CARD
 from llmcore.lora import LoRA
 from llmcore.manifest import Manifest, write_manifest
 from llmcore.model.adapters import adapted
 from llmcore.model.linear import Linear
 from llmcore.storage import commit_directory, write_durably
-from llmcore.tensors import save_tensors
+from llmcore.tensors import load_tensors, save_tensors
 from llmcore.tokenizer import TOKENIZER_FILE
 
 CONFIG = "adapter_config.json"
@@ -33,8 +33,12 @@ PREFIX = "base_model.model."
 """What PEFT puts before the model's own names."""
 
 
-def export_peft(folder: Path, out: Path, *, base: Path | None = None) -> Manifest:
-    """Write the adapter in `folder` as PEFT's files to `out`; `base` says where the model below it is now."""
+def export_peft(folder: Path, out: Path, *, base: Path | None = None, check: bool = False) -> Manifest:
+    """Write the adapter in `folder` as PEFT's files to `out`; `base` says where the model below it is now.
+
+    With `check`, the files are read back before the folder gets its name: as PEFT reads them, they must be the same
+    update of the same modules, bit for bit.
+    """
     source = load_adapter(folder, base=base, merge=False)
     family = fitting_family(source.model.config, json.loads(source.tokenizer.files()[TOKENIZER_FILE]))
     linears = adapted(source.model)
@@ -47,6 +51,8 @@ def export_peft(folder: Path, out: Path, *, base: Path | None = None) -> Manifes
         write_durably(scratch / CONFIG, (json.dumps(table, indent=2) + "\n").encode())
         write_durably(scratch / CARD, write_adapter_card(source, family, rank=table["r"]).encode())
         save_tensors(scratch / WEIGHTS, tensors)
+        if check:
+            check_peft(scratch, linears, rules)
         return write_manifest(
             scratch,
             kind=EXPORTED,
@@ -97,6 +103,30 @@ def adapter_table(source: Checkpoint, *, rules: dict[str, Rule]) -> Json:
         "init_lora_weights": True,
         "modules_to_save": None,
     }
+
+
+def check_peft(folder: Path, linears: dict[str, Linear], rules: dict[str, Rule]) -> None:
+    """Read PEFT's files back: which modules they change, and by which A, B and scale, must be what the adapter does."""
+    table, tensors = read_json(folder / CONFIG), load_tensors(folder / WEIGHTS)
+    modules = {name.removesuffix(".weight"): ours for ours, rule in rules.items() for name in rule.theirs}
+    changed = {name for name in modules if any(f".{name}".endswith(f".{end}") for end in table["target_modules"])}
+    differences = sorted(name for name in changed if modules[name] not in linears)
+    for ours, linear in linears.items():
+        update, rule = linear.adapter, rules[ours]
+        assert update is not None
+        theirs = [name.removesuffix(".weight") for name in rule.theirs]
+        a, b = ([tensors.pop(f"{PREFIX}{name}.lora_{x}.weight") for name in theirs] for x in "AB")
+        together = rule.join(b) if len(b) > 1 else b[0]
+        same = all(part.equal(update.get_parameter("a")) for part in a) and together.equal(update.get_parameter("b"))
+        scaled = table["lora_alpha"] / table["r"] == lora_of(linears).alpha / lora_of(linears).rank
+        if not (same and scaled and changed >= set(theirs) and table["fan_in_fan_out"] == is_transposed(rule)):
+            differences.append(ours)
+    differences += sorted(tensors)
+    if differences:
+        raise ArtifactError(
+            f"the export, read back, differs in {', '.join(differences[:5])}: nothing was written",
+            hint="please report this with the adapter's adapter.json",
+        )
 
 
 def lora_of(linears: dict[str, Linear]) -> LoRA:

@@ -93,7 +93,10 @@ def read_architecture(hf: Settings, family: Family) -> ModelConfig:
         problem = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in problem["loc"])
         reason = f"{where}: {problem['msg']}" if where else problem["msg"]
-        raise ArtifactError(f"{hf.path} is no {family.name} that can be built here: {reason}") from None
+        raise ArtifactError(
+            f"{hf.path} is no {family.name} that can be built here: {reason}",
+            hint="import a model with settings that are supported: docs/leave-with-your-model.md lists them",
+        ) from None
     names = hf.values.get("architectures") or [""]
     if "SequenceClassification" not in str(names[0]):
         return config
@@ -111,7 +114,10 @@ def with_context(config: ModelConfig, context: int | None) -> ModelConfig:
     if context is None:
         return config
     if not 1 <= context <= config.context:
-        raise ConfigError(f"--context {context!r} is not between 1 and the model's {config.context}")
+        raise ConfigError(
+            f"--context {context!r} is not between 1 and the model's {config.context}",
+            hint=f"give a number from 1 to {config.context}, or leave --context out",
+        )
     return config.model_copy(update={"context": context})
 
 

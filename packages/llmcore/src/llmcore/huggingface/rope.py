@@ -14,7 +14,10 @@ def read_rope(hf: Settings, *, base: float = 10_000.0) -> RoPE:
     base = table.number("rope_theta", hf.number("rope_theta", base))
     share = table.number("partial_rotary_factor", hf.number("partial_rotary_factor", 1.0))
     if share != 1.0:
-        raise ArtifactError(f"{hf.path}: partial_rotary_factor={share!r} is not supported: all of a head turns here")
+        raise ArtifactError(
+            f"{hf.path}: partial_rotary_factor={share!r} is not supported: all of a head turns here",
+            hint="import a model whose partial_rotary_factor is 1",
+        )
     return RoPE(base=base, scaling=read_scaling(hf, table))
 
 

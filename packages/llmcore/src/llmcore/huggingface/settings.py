@@ -77,7 +77,9 @@ class Settings:
         return value
 
     def wrong(self, name: str, value: object, wanted: str) -> ArtifactError:
-        return ArtifactError(f"{self.path}: {name}={value!r}, but {wanted} is needed")
+        return ArtifactError(
+            f"{self.path}: {name}={value!r}, but {wanted} is needed", hint="mend it there, or download the model again"
+        )
 
 
 def read_settings(path: Path) -> Settings:

@@ -52,7 +52,10 @@ def weight_files(folder: Path) -> list[str]:
         files = sorted(set(places.values()))
         outside = [name for name in files if Path(name).name != name]
         if outside:
-            raise ArtifactError(f"{folder / INDEX} names {outside[0]!r}, which lies outside the folder")
+            raise ArtifactError(
+                f"{folder / INDEX} names {outside[0]!r}, which lies outside the folder",
+                hint="download the model again, whole",
+            )
         return files
     if (folder / SINGLE).exists():
         return [SINGLE]

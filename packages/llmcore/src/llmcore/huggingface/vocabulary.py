@@ -160,7 +160,10 @@ def add_tokens(document: Json, config: Json, folder: Path) -> None:
     extra = config.get("added_tokens_decoder") or {}
     for index, token in extra.items() if isinstance(extra, dict) else ():
         if not isinstance(token, dict) or not str(index).isdigit() or not isinstance(token.get("content"), str):
-            raise ArtifactError(f"{folder / TOKENIZER_CONFIG}: added_tokens_decoder has no token at {index!r}")
+            raise ArtifactError(
+                f"{folder / TOKENIZER_CONFIG}: added_tokens_decoder has no token at {index!r}",
+                hint="download the model again, or mend the file",
+            )
         if token["content"] not in present:
             flags = {name: bool(token.get(name)) for name in ("single_word", "lstrip", "rstrip", "normalized")}
             added.append(added_token(int(index), token["content"]) | flags | {"special": bool(token.get("special"))})
@@ -182,7 +185,10 @@ def vocabulary_of(document: Json) -> dict[str, int]:
             found = {str(entry[0]): index for index, entry in enumerate(entries)}
         return found | {str(token["content"]): int(token["id"]) for token in document["added_tokens"]}
     except (TypeError, ValueError, KeyError, IndexError) as error:
-        raise ArtifactError(f"{TOKENIZER_FILE} holds no vocabulary ({type(error).__name__}: {error})") from None
+        raise ArtifactError(
+            f"{TOKENIZER_FILE} holds no vocabulary ({type(error).__name__}: {error})",
+            hint="download the model again, or save it with save_pretrained",
+        ) from None
 
 
 def begins(document: Json, bos: str | None) -> bool:

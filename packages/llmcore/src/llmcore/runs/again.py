@@ -43,7 +43,7 @@ def find_step(path: Path, step: int | None) -> Which:
         return Which(path.absolute().parents[2], dumped_step(path), path)
     if (path / "run" / NAME).exists() and step is not None:
         if step < 1:
-            raise ConfigError(f"--step {step}: steps are counted from 1")
+            raise ConfigError(f"--step {step}: steps are counted from 1", hint="give --step 1 or more")
         return Which(path, step, None)
     dumps = path if path.name == "nan-dump" else path / "run" / "nan-dump"
     found = sorted((dumped_step(folder), folder) for folder in dumps.glob("step-*")) if dumps.is_dir() else []
@@ -59,7 +59,9 @@ def find_step(path: Path, step: int | None) -> Which:
 def dumped_step(folder: Path) -> int:
     match = DUMP.fullmatch(folder.name)
     if match is None:
-        raise ArtifactError(f"{folder} is no nan-dump: its name is not step-N")
+        raise ArtifactError(
+            f"{folder} is no nan-dump: its name is not step-N", hint="give it back the name that the run gave it"
+        )
     return int(match[1])
 
 

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from llmcore import command
-from llmcore.command import ResultJsonOption
 from llmcore.errors import ConfigError, LLMError
+from llmcore.options import ResultJsonOption
 from llmcore.runs.diff import differences
 from llmcore.runs.folder import RunFolder, find_runs, read_run, readable_runs
 from llmcore.runs.plot import curves, svg_file, text_chart
@@ -108,7 +108,7 @@ def plot(
             print(f"{name} · {run}\n{text_chart(points)}")
     if out is not None:
         if out.suffix != ".svg":
-            raise ConfigError(f"--out {str(out)!r} is no .svg file")
+            raise ConfigError(f"--out {str(out)!r} is no .svg file", hint="name it FILE.svg")
         svg_file(out, runs, metric or ["loss"])
         print(out)
 
@@ -140,7 +140,9 @@ def pin(out: RunArgument, step: StepArgument) -> None:
     run = read_run(out)
     if step not in run.checkpoints:
         there = ", ".join(map(str, run.checkpoints)) or "none"
-        raise ConfigError(f"{out} has no checkpoint of step {step} (there are: {there})")
+        raise ConfigError(
+            f"{out} has no checkpoint of step {step} (there are: {there})", hint="give the number of one of these"
+        )
     write_pins(run.folder, run.pins | {step})
     if not run.checkpoints[step].exists():  # removed by the run in between
         write_pins(run.folder, run.pins)
@@ -153,7 +155,10 @@ def unpin(out: RunArgument, step: StepArgument) -> None:
     """Let a pinned checkpoint go when newer ones come."""
     run = read_run(out)
     if step not in run.pins:
-        raise ConfigError(f"{out} has no pin of step {step} (there are: {sorted(run.pins) or 'none'})")
+        raise ConfigError(
+            f"{out} has no pin of step {step} (there are: {sorted(run.pins) or 'none'})",
+            hint="give the number of one of these",
+        )
     write_pins(run.folder, run.pins - {step})
     print(f"{out}: {step_name(step)} may go")
 

@@ -37,7 +37,8 @@ def training_blocks(model: nn.Module, config: TrainConfig, *, say: Say) -> Itera
     wanted = [name for name in ("compile", "checkpoint_activations") if getattr(config, name)]
     if wanted and not transformers:
         raise TrainingError(
-            f"train.{wanted[0]} is set, but {type(model).__name__} has no blocks of ours to apply it to"
+            f"train.{wanted[0]} is set, but {type(model).__name__} has no blocks of ours to apply it to",
+            hint=f"set train.{wanted[0]}=false, or train a Transformer of llmcore",
         )
     with contextlib.ExitStack() as parts:
         compiled = parts.enter_context(Compiled(say)) if config.compile else None

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from torch import nn
 
-from llmcore.command import as_typed
 from llmcore.manifest import Manifest
+from llmcore.next_command import as_typed
 from llmcore.train.artifact import Ending
 from llmcore.train.config import TrainConfig
 from llmcore.train.device import Placement

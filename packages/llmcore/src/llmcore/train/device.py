@@ -44,7 +44,9 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"device {name!r} is none of auto, cpu, cuda, cuda:N, mps") from None
+        raise ConfigError(
+            f"device {name!r} is none of auto, cpu, cuda, cuda:N, mps", hint="auto takes what is there"
+        ) from None
     there = {
         "cpu": device.index in (None, 0),
         "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
@@ -63,7 +65,9 @@ def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
         slow = name == "fp16" and device.type == "cpu"
         return DTYPES[name], "as set; slow on a CPU, where bf16 or fp32 is better" if slow else "as set"
     if name != "auto":
-        raise ConfigError(f"dtype {name!r} is none of auto, {', '.join(DTYPES)}")
+        raise ConfigError(
+            f"dtype {name!r} is none of auto, {', '.join(DTYPES)}", hint="auto is bf16 where the hardware multiplies it"
+        )
     if device.type == "cuda":
         capable = torch.cuda.is_bf16_supported(including_emulation=False)
         return (torch.bfloat16, "tensor cores") if capable else (torch.float32, "no bf16 on this GPU; fp16 is faster")

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=nn.Module)
 
+STEP_NEEDS = "train.micro_batch (the update stays the same), model.context or model.width"
+
 
 @contextlib.contextmanager
 def step_guard(
@@ -30,7 +32,7 @@ def step_guard(
     """While inside, the session's next step is taken; what prevents it ends the run with one sentence."""
     step, config = session.step + 1, session.config
     try:
-        with memory_advice(f"step {step} ({config.rows} rows at a time)"):
+        with memory_advice(f"step {step} ({config.rows} rows at a time)", lower=STEP_NEEDS):
             yield
     except NotFiniteError as error:
         raise dumped(error, session, source, loss_fn, micro_batches, lr=lr) from None

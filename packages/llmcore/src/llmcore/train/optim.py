@@ -153,7 +153,10 @@ def parameter_groups(model: nn.Module) -> ParameterGroups:
             kept = weight.ndim < 2 or id(weight) in embeddings
             (groups.kept if kept else groups.decayed)[name] = weight
     if not (groups.decayed or groups.kept):
-        raise TrainingError("no parameter of the model requires a gradient: there is nothing to train")
+        raise TrainingError(
+            "no parameter of the model requires a gradient: there is nothing to train",
+            hint="let at least one weight be trained: requires_grad_(True)",
+        )
     return groups
 
 

@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from llmcore.command import as_typed
 from llmcore.losses import CHUNK_BYTES
 from llmcore.model.attention import Around
 from llmcore.model.size import parameters_by_module
 from llmcore.model.transformer import ApplyBlock, Transformer, apply_block, take_aux_losses
+from llmcore.next_command import as_typed
 from llmcore.train.blocks import Recomputed, training_blocks
 from llmcore.train.config import TrainConfig
 from llmcore.train.describe import describe_model, describe_training
@@ -85,10 +85,10 @@ def plan_of(
     place(model, placement)
     model.train()
     optimizer = config.optimizer.build(model, config.lr)
-    began = time.perf_counter()
+    started_at = time.perf_counter()
     torch.manual_seed(step_seed(config.seed, 0))
     batches = next(source.steps_from(0, None))
-    reading = time.perf_counter() - began
+    reading = time.perf_counter() - started_at
     first = batches[:1]
 
     def update() -> int:
@@ -100,11 +100,11 @@ def plan_of(
         update()
     Average(optimizer, config.ema).update(0)  # a copy of the weights, where there is one
     synchronize(placement.device)
-    began = time.perf_counter()
+    started_at = time.perf_counter()
     with training_blocks(model, eager, say=run.view.say):
         update()
     synchronize(placement.device)
-    computing = (time.perf_counter() - began) * len(batches)
+    computing = (time.perf_counter() - started_at) * len(batches)
     memory = memory_of(model, optimizer, kept=kept, tokens=tokens_in(first[0], 0))
     tokens = sum(tokens_in(batch, 0) for batch in batches)
     flops = training_flops(model)

@@ -15,7 +15,7 @@ class Profiling:
 
     def __init__(self, folder: Path, *, first: int, last: int) -> None:
         self.folder, self.first, self.last = folder, first, last
-        self.began = 0
+        self.traced_from = 0
         self.profiler: profile | None = None
 
     def before(self, step: int) -> None:
@@ -24,7 +24,7 @@ class Profiling:
             activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
             self.profiler = profile(activities=activities)
             self.profiler.start()
-            self.began = step
+            self.traced_from = step
 
     def after(self, step: int) -> str | None:
         """End after the last step; where the trace is, once it is there."""
@@ -36,7 +36,7 @@ class Profiling:
             return None
         profiler, self.profiler = self.profiler, None
         profiler.stop()
-        name = f"steps-{self.began}-{step}"
+        name = f"steps-{self.traced_from}-{step}"
         order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -45,6 +45,5 @@ class Profiling:
             (self.folder / f"{name}.txt").write_text(table, encoding="utf-8")
         except OSError as error:
             raise disk_error(self.folder, error) from error
-        return (
-            f"traced steps {self.began} to {step}: {self.folder / name}.json (open it in ui.perfetto.dev), {name}.txt"
-        )
+        where = f"{self.folder / name}.json (open it in ui.perfetto.dev), {name}.txt"
+        return f"traced steps {self.traced_from} to {step}: {where}"

@@ -61,7 +61,10 @@ class Replay:
         self, run: Run, model: nn.Module, source: Source[Any], loss_fn: LossFunction, config: TrainConfig
     ) -> NoReturn:
         if self.step > config.steps:
-            raise ConfigError(f"--step {self.step}: the run ends with step {config.steps}")
+            raise ConfigError(
+                f"--step {self.step}: the run ends with step {config.steps}",
+                hint=f"give a step from 1 to {config.steps}",
+            )
         placement = run.resolve(config)
         place(model, placement)
         model.train()

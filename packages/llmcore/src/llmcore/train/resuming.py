@@ -15,7 +15,10 @@ from llmcore.train.snapshot import Snapshot, latest_intact, load_snapshot
 def check_resume(resume: str) -> str:
     """The option --resume, if it is one of its values."""
     if resume not in ("auto", "never") and not resume.isdecimal():
-        raise ConfigError(f"--resume {resume!r} is none of auto, never, or the number of a saved step")
+        raise ConfigError(
+            f"--resume {resume!r} is none of auto, never, or the number of a saved step",
+            hint="auto starts or goes on, never starts anew, a number goes back to that step",
+        )
     return resume
 
 
@@ -67,5 +70,8 @@ def step_to_resume(out: Path, paths: Mapping[int, Path], resume: str) -> int | N
         return max(paths, default=None)
     if int(resume) not in paths:
         there = ", ".join(map(str, paths)) or "none"
-        raise ConfigError(f"--resume {resume}: {out} has no such step (there are: {there})")
+        raise ConfigError(
+            f"--resume {resume}: {out} has no such step (there are: {there})",
+            hint="give one of these, or --resume auto",
+        )
     return int(resume)

@@ -7,7 +7,8 @@ out/
     ├── metrics.jsonl
     ├── tensorboard/
     ├── checkpoints/  step-00000400/ …, each resumable
-    └── nan-dump/     the step that ended it, if one did
+    ├── nan-dump/     the step that ended it, if one did
+    └── defects.log   tracebacks of errors that were not the user's, if there were any
 """
 
 from __future__ import annotations

@@ -18,11 +18,12 @@ from torch import nn
 from llmcore.train.artifact import Ending
 from llmcore.train.blocks import training_blocks
 from llmcore.train.config import TrainConfig
+from llmcore.train.defects import note_defect
 from llmcore.train.device import environment
 from llmcore.train.distributed import ALONE
 from llmcore.train.ema import Average
 from llmcore.train.failures import step_guard
-from llmcore.train.memory import peak_bytes
+from llmcore.train.memory import memory_advice, peak_bytes
 from llmcore.train.metrics import read_metrics
 from llmcore.train.precision import loss_scale
 from llmcore.train.rehearsal import LossFunction
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from llmcore.train.run import Run
 
 M = TypeVar("M", bound=nn.Module)
+
+EVALUATION_NEEDS = "model.context or model.width, or evaluate in less memory with train.dtype=bf16"
 
 
 class Session(Generic[M]):
@@ -102,6 +105,7 @@ class Session(Generic[M]):
     def let_go(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         """Leave the folder to others, if the run does not end here well."""
         if error is not None:
+            note_defect(self.run.folder, error, step=self.step, rank=self.ranks.rank)
             self.run.close()
 
     def begin(self, optimizer: torch.optim.Optimizer) -> None:
@@ -180,6 +184,7 @@ class Session(Generic[M]):
         torch.manual_seed(step_seed(self.config.seed, self.step))
         figures: dict[str, float] | None = None
         with (
+            memory_advice(f"the evaluation after step {self.step}", lower=EVALUATION_NEEDS),
             self.average.applied(),
             self.run.engine.whole(self.model) as model,
             torch.no_grad(),

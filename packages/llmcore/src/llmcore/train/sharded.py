@@ -129,7 +129,10 @@ class StoredTensors(Mapping[str, Tensor]):
             return torch.empty(0, *stored.shape[1:], dtype=getattr(torch, stored.dtype))
         tensor = found[0] if len(found) == 1 else torch.cat(found)
         if len(tensor) != wanted.stop - wanted.start or str(tensor.dtype) != f"torch.{stored.dtype}":
-            raise ArtifactError(f"{self.folder}: {name} is {tensor.dtype} with {len(tensor)} rows, not as in the index")
+            raise ArtifactError(
+                f"{self.folder}: {name} is {tensor.dtype} with {len(tensor)} rows, not as in the index",
+                hint="restore it from a copy, or make the artifact again",
+            )
         return tensor
 
     def read(self, file: str, name: str, rows: slice | None = None) -> Tensor:
@@ -139,7 +142,10 @@ class StoredTensors(Mapping[str, Tensor]):
                 tensor: Tensor = opened.get_tensor(name) if rows is None else opened.get_slice(name)[rows]
                 return tensor
         except (SafetensorError, OSError, ValueError) as error:
-            raise ArtifactError(f"{path} is not a readable safetensors file: {error}") from None
+            raise ArtifactError(
+                f"{path} is not a readable safetensors file: {error}",
+                hint="restore it from a copy, or make the artifact again",
+            ) from None
 
 
 def read_index(folder: Path, name: str) -> Index:
@@ -151,7 +157,10 @@ def read_index(folder: Path, name: str) -> Index:
     for stored in index.tensors.values():
         for file, _, _ in stored.pieces:
             if Path(file).name != file:
-                raise ArtifactError(f"{path} names {file!r}, which is not a file beside it")
+                raise ArtifactError(
+                    f"{path} names {file!r}, which is not a file beside it",
+                    hint="restore it from a copy, or make the artifact again",
+                )
     return index
 
 
@@ -165,7 +174,10 @@ def single_index(path: Path) -> Index:
                 dtype = str(opened.get_tensor(name).dtype).removeprefix("torch.")
                 tensors[name] = Stored(shape=shape, dtype=dtype, pieces=((path.name, 0, shape[0] if shape else 0),))
     except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is not a readable safetensors file: {error}") from None
+        raise ArtifactError(
+            f"{path} is not a readable safetensors file: {error}",
+            hint="restore it from a copy, or make the artifact again",
+        ) from None
     return Index(tensors=tensors)
 
 

@@ -135,7 +135,10 @@ def load_snapshot(path: Path, *, verify: bool = True, lazily: bool = False) -> S
     lazily = lazily or "model.index.json" in files
     state = read_state(path / "state.json")
     if step_name(state.step) != path.name:
-        raise ArtifactError(f"{path} holds step {state.step}, which is not its name")
+        raise ArtifactError(
+            f"{path} holds step {state.step}, which is not its name",
+            hint="give the folder its name back, or go on from another with --resume STEP",
+        )
     source = None
     if state.source is not None:
         tensors = load_tensors(path / "source.safetensors") if "source.safetensors" in files else {}

@@ -25,10 +25,10 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     rounds = 0
     while rounds < 3 or time.perf_counter() < deadline:
         synchronize(device)
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         torch.mm(a, b, out=out)
         synchronize(device)
-        best = min(best, time.perf_counter() - began)
+        best = min(best, time.perf_counter() - started_at)
         rounds += 1
     return 2 * size**3 / best
 

@@ -77,7 +77,7 @@ class PlainView:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.began: tuple[int, float] | None = None
+        self.first: tuple[int, float] | None = None
         self.steps = 0
 
     def start(self, title: str, facts: Mapping[str, str]) -> None:
@@ -89,8 +89,8 @@ class PlainView:
         self.steps = steps
 
     def step(self, row: Row) -> None:
-        if self.began is None:
-            self.began = row["step"], row["seconds"]
+        if self.first is None:
+            self.first = row["step"], row["seconds"]
 
     def log(self, row: Row) -> None:
         told = [f"{name}={number(value)}" for name, value in row.items()]
@@ -98,9 +98,9 @@ class PlainView:
 
     def eta(self, row: Row) -> list[str]:
         """The time that the steps to come will take, from those of this start but its first."""
-        if self.began is None or "seconds" not in row or row["step"] <= self.began[0]:
+        if self.first is None or "seconds" not in row or row["step"] <= self.first[0]:
             return []
-        each = (row["seconds"] - self.began[1]) / (row["step"] - self.began[0])
+        each = (row["seconds"] - self.first[1]) / (row["step"] - self.first[0])
         return [f"eta={duration(each * (self.steps - row['step']))}"]
 
     def say(self, text: str) -> None:

@@ -6,10 +6,9 @@ from typing import Literal
 
 import torch
 
-from llmcore.errors import ArtifactError
 from llmcore.manifest import Manifest
 from llmcore.scoring import load_scorer, scored_row
-from llmcore.tokenizer import Tokenizer
+from llmcore.tokenizer import Tokenizer, require_same_tokenizer
 from llmrl.rewards.reward import Reward, RewardFunction, Sample
 
 
@@ -26,12 +25,7 @@ def checkpoint_function(
 ) -> tuple[RewardFunction, Manifest]:
     """Scores by a reward model, which must read text by the policy's own tokenizer."""
     scorer = load_scorer(folder, device=device, dtype=dtype)
-    if scorer.tokenizer.sha256 != tokenizer.sha256:
-        raise ArtifactError(
-            f"{folder} has another tokenizer than the policy: "
-            f"{scorer.tokenizer.sha256[:16]!r} and {tokenizer.sha256[:16]!r}",
-            hint="train the reward model from this policy, or one with the same tokenizer",
-        )
+    require_same_tokenizer(folder, scorer.tokenizer, tokenizer, of="the policy")
 
     def function(samples: Sequence[Sample]) -> list[float | None]:
         rows = [scored_row(s.prompt.prompt, s.text, scorer.tokenizer, ended=s.stopped) for s in samples]

@@ -59,7 +59,10 @@ def load_module(file: Path) -> ModuleType:
     try:
         specification.loader.exec_module(module)
     except (ImportError, SyntaxError, AttributeError, NameError, TypeError, ValueError, OSError) as error:
-        raise ConfigError(f"{file} cannot be imported: {type(error).__name__}: {error}") from error
+        raise ConfigError(
+            f"{file} cannot be imported: {type(error).__name__}: {error}",
+            hint="mend the file; python FILE shows the whole error",
+        ) from error
     return module
 
 

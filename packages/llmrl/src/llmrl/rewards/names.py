@@ -87,7 +87,10 @@ def parse_expression(expression: str) -> list[tuple[float, str]]:
             raise ConfigError(f"reward {expression!r}: {piece!r} is no term", hint="write a term as 0.5*NAME")
         terms.append((number, name))
     if not any(weight for weight, _ in terms):
-        raise ConfigError(f"reward {expression!r}: every weight is 0, so there is nothing to learn")
+        raise ConfigError(
+            f"reward {expression!r}: every weight is 0, so there is nothing to learn",
+            hint="give at least one term another weight: 1.0*NAME",
+        )
     return terms
 
 
@@ -113,7 +116,10 @@ def find_reward(name: str, named: Mapping[str, Reward]) -> Reward:
         raise ConfigError(f"reward {name!r} is named by what it is made from", hint=f"give {WITH_A_PATH[name]}")
     reward = kind.model_validate({})
     if not callable(getattr(reward, "build", None)):
-        raise ExtensionError(f"{kind.__name__} is offered as the reward {name!r}, but has no build()")
+        raise ExtensionError(
+            f"{kind.__name__} is offered as the reward {name!r}, but has no build()",
+            hint="give its class a method build(), as llmrl.rewards.reward.Reward has",
+        )
     return cast(Reward, reward)  # another package's rule may come from a Part of its own
 
 

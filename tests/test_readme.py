@@ -60,6 +60,7 @@ SETTINGS = {
     "llmdata tokenizer": "llmdata.config.TokenizerConfig",
     "llmdata tokens": "llmdata.config.TokensConfig",
     "llmdata records": "llmdata.config.RecordsConfig",
+    "llmdata config tokens show": "llmdata.config.TokensConfig",
     "llmpretrain run": "llmpretrain.config.PretrainConfig",
     "llmpretrain plan": "llmpretrain.config.PretrainConfig",
     "llmsft run": "llmsft.config.SFTConfig",

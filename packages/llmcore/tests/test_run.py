@@ -265,7 +265,7 @@ def test_a_damaged_identity_is_named(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         train(tmp_path, stop_after=2)
     (tmp_path / "run/run.json").write_text("{")
-    with pytest.raises(ArtifactError, match=r"run\.json does not describe a run"):
+    with pytest.raises(ArtifactError, match=r"run\.json is not the description of a run"):
         open_run(tmp_path)
 
 

@@ -39,7 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluated(folder: Path, *words: str, policies: Sequence[str] = ("base", "tuned")) -> Any:
     paths = [str(folder / name) for name in policies]
-    return CliRunner().invoke(app, ["eval", *paths, "--device", "cpu", "--max-new-tokens", "4", *words])
+    short = ["--max-new-tokens", "4"] if "--data" in words else []
+    return CliRunner().invoke(app, ["eval", *paths, "--device", "cpu", *short, *words])
 
 
 def test_two_policies_stand_side_by_side_with_gains_over_the_first(folder: Path) -> None:

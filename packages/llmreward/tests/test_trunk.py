@@ -8,8 +8,9 @@ from llmcore.checkpoint import save_model
 from llmcore.errors import ConfigError
 from llmcore.huggingface.writing import export_hf
 from llmcore.manifest import verify_artifact, write_manifest
-from llmcore.model.attention import GroupedQuery
+from llmcore.model.attention import Attention, GroupedQuery
 from llmcore.model.config import ModelConfig
+from llmcore.model.latent import MultiHeadLatent
 from llmcore.records import Message
 from llmcore.scoring import Scorer, load_scorer, score_rows, scored_row
 from llmcore.tokenizer import Tokenizer
@@ -18,7 +19,7 @@ from llmreward.config import Normalization, RewardConfig, RewardInputs
 from llmreward.evaluate import evaluate_file
 from llmreward.invariance import INVARIANT
 from llmreward.run import run
-from llmreward.trunk import AnyTrunk, EncoderTrunk, FreshTrunk, without_dropout
+from llmreward.trunk import AnyTrunk, BaseTrunk, EncoderTrunk, FreshTrunk
 
 TINY = ModelConfig(vocab_size=260, width=32, depth=1, context=64, attention=GroupedQuery(heads=2))
 
@@ -121,10 +122,18 @@ def test_a_fresh_trunk_has_the_bases_vocabulary_and_at_least_its_context() -> No
     assert not torch.equal(model.embedding.weight, other.embedding.weight)
 
 
-def test_dropout_of_the_base_is_off() -> None:
-    model = TINY.model_copy(update={"head": "scalar", "dropout": 0.5}).build(seed=0)
-    calm = without_dropout(model).train()
-    ids = torch.arange(20).unsqueeze(0)
-    assert torch.equal(calm(ids), calm(ids))
-    assert torch.equal(calm(ids), model.eval()(ids))
-    assert all(parameter.requires_grad for parameter in calm.parameters())
+@pytest.mark.parametrize("attention", [GroupedQuery(heads=2), MultiHeadLatent(heads=2)], ids=["gqa", "mla"])
+def test_dropout_of_the_base_is_off(tmp_path: Path, attention: Attention) -> None:
+    """Of embeddings and of attention: the reward that is trained is that of a base which never had any."""
+    noisy = attention.model_copy(update={"dropout": 0.5})
+    models = []
+    for name, config in (
+        ("calm", TINY.model_copy(update={"attention": attention})),
+        ("noisy", TINY.model_copy(update={"attention": noisy, "dropout": 0.5})),
+    ):
+        (tmp_path / name).mkdir()
+        models.append(trained(tmp_path / name, BaseTrunk(), base=config, prompts=0).model)
+    calm, noisy_model = models
+    assert calm.config == noisy_model.config
+    for ours, theirs in zip(noisy_model.parameters(), calm.parameters(), strict=True):
+        assert torch.equal(ours, theirs)

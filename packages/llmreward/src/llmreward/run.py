@@ -12,6 +12,7 @@ from llmcore.errors import ConfigError
 from llmcore.generate.engine import generate
 from llmcore.generate.sampling import Sampling
 from llmcore.manifest import Manifest
+from llmcore.model.dropout import switch_dropout_off
 from llmcore.model.transformer import Transformer
 from llmcore.options import required
 from llmcore.records import Preference
@@ -26,7 +27,6 @@ from llmreward.evaluate import Report, evaluate_groups
 from llmreward.loss import reward_loss
 from llmreward.preferences import load_preferences
 from llmreward.prompts import longest_answer, prompts_to_answer
-from llmreward.trunk import without_dropout
 
 WATCHED = 400
 """Held-out prompts scored while training; the finished model meets all of them."""
@@ -47,7 +47,8 @@ def run(
             f"{base} is an encoder, which answers no prompts to normalize the reward over",
             hint="begin from a causal policy, or set normalize.prompts=0",
         )
-    model = without_dropout(config.trunk.build(start.model, seed=config.train.seed))
+    model = config.trunk.build(start.model, seed=config.train.seed)
+    switch_dropout_off(model)
     context = model.config.context
     if config.token_share and not looks_back(model):
         raise ConfigError("token_share needs a model that looks back only, not an encoder", hint="set token_share=0")

@@ -69,11 +69,6 @@ class FreshTrunk(Trunk):
 AnyTrunk = Annotated[Trunk, part("llmreward.trunk", base=BaseTrunk, encoder=EncoderTrunk, fresh=FreshTrunk)]
 
 
-def without_dropout(model: Transformer) -> Transformer:
-    """The same weights in a model without dropout, whose noise would be part of every difference of two scores."""
-    return same_weights(model, model.config.model_copy(update={"dropout": 0.0})) if model.config.dropout else model
-
-
 def same_weights(model: Transformer, config: ModelConfig) -> Transformer:
     """The weights of a model in another architecture that has the same ones."""
     with torch.device("meta"):

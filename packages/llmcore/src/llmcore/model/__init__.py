@@ -12,5 +12,6 @@ feedforward  SwiGLU, GEGLU, GELU, ReLU²
 linear       a projection whose float32 weight is cast at each use
 cache        keys and values of the tokens so far
 rolling      the cache of a sliding window, for sequences without end
+dropout      taken out of a model that is compared with itself
 size         parameters, FLOPs and cache bytes per token
 """

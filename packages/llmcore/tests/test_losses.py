@@ -140,6 +140,37 @@ def test_logprob_gradients() -> None:
     assert torch.autograd.gradcheck(run, (hidden, weight))
 
 
+@pytest.mark.parametrize("cut", [{}, {"top_k": 3}], ids=str)
+def test_entropy_has_the_gradient_of_the_sum_over_the_vocabulary(cut: dict[str, int]) -> None:
+    """In float64 against autograd, tokens in chunks; log-probabilities keep theirs beside it."""
+    hidden, weight, targets = double_case()
+    sampling = Sampling.model_validate({"temperature": 0.7, **cut})
+    upstream = torch.randn(2, len(targets), dtype=torch.float64)
+
+    def both(gradient: bool) -> tuple[Tensor, Tensor]:
+        return linear_logprobs(
+            hidden, weight, targets=targets, sampling=sampling, entropy=True, entropy_gradient=gradient
+        )
+
+    plain = torch.log_softmax(truncate(hidden @ weight.T / 0.7, sampling), -1)
+    kept = plain > -torch.inf
+    wanted_entropies = -torch.where(kept, plain.exp() * plain.masked_fill(~kept, 0.0), 0.0).sum(-1)
+    chosen = plain.gather(-1, targets[:, None]).squeeze(-1)
+    weights = torch.where(chosen.isfinite(), upstream[0], 0.0)
+    objective = torch.where(chosen.isfinite(), chosen, 0.0) @ weights + wanted_entropies @ upstream[1]
+    logprobs, entropies = both(True)
+    torch.testing.assert_close(entropies, wanted_entropies)
+    found = torch.autograd.grad([logprobs, entropies], (hidden, weight), [weights, upstream[1]])
+    for ours, theirs in zip(found, torch.autograd.grad(objective, (hidden, weight)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert not both(False)[1].requires_grad and torch.equal(both(False)[1], entropies)
+    if not cut:  # the ends of a truncation are jumps
+        assert torch.autograd.gradcheck(
+            lambda h, w: linear_logprobs(h, w, targets=targets, temperature=0.7, entropy_gradient=True),
+            (hidden, weight),
+        )
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_token_logprobs_equal_log_softmax(temperature: float) -> None:
     model, ids = tiny_model(), tiny_batch(masked=False).ids

@@ -47,6 +47,10 @@ class Batch(NamedTuple):
         return Batch(self.ids.to(device, non_blocking=True), self.mask.to(device, non_blocking=True), documents)
 
 
+Figure = tuple[float, int | Literal["max", "min"]]
+"""(sum, count) of a mean, or (value, "max") or (value, "min") of an extreme; so figures of parts add up to one."""
+
+
 class Loss(NamedTuple):
     """A sum over `count` items; only the training loop divides."""
 
@@ -54,8 +58,7 @@ class Loss(NamedTuple):
     """Scalar, attached to the graph."""
     count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs
     """Tokens, pairs or sequences."""
-    metrics: Mapping[str, tuple[float, int]] = {}
-    """name: (sum, count)."""
+    metrics: Mapping[str, Figure] = {}
 
 
 def next_token_loss(model: Transformer, batch: Batch, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Loss:
@@ -169,11 +172,13 @@ def linear_logprobs(
     temperature: float = 1.0,
     sampling: Sampling | None = None,
     entropy: bool = False,
+    entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(N, D), (V, D), (N,) -> (N,) log-probabilities and (N,) entropies, which are 0 unless asked for.
 
     `sampling` stands for its own temperature and truncation; see `token_logprobs`. The backward computes each chunk's
-    scores again: what it multiplies with is not known before.
+    scores again: what it multiplies with is not known before. Entropies have a gradient only with `entropy_gradient`,
+    for which the backward goes over those scores twice more.
     """
     if sampling is None:
         sampling = Sampling(temperature=temperature)
@@ -182,7 +187,7 @@ def linear_logprobs(
             "penalties depend on what was generated before: tokens cannot be scored under them",
             hint="leave repetition_penalty, presence_penalty and frequency_penalty at their defaults",
         )
-    logprobs, entropies = ChunkedLogprobs.apply(hidden, weight, targets, sampling, entropy)
+    logprobs, entropies = ChunkedLogprobs.apply(hidden, weight, targets, sampling, entropy, entropy_gradient)
     return logprobs, entropies
 
 
@@ -241,7 +246,13 @@ class ChunkedLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, sampling: Sampling, entropy: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        sampling: Sampling,
+        entropy: bool,
+        entropy_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         head = weight.to(hidden.dtype)
         logprobs = widen(hidden).new_zeros(len(targets))
@@ -250,19 +261,21 @@ class ChunkedLogprobs(torch.autograd.Function):
             scores = sampled_from(F.linear(hidden[chunk], head), sampling)
             normaliser = scores.logsumexp(-1)
             logprobs[chunk] = scores.gather(-1, targets[chunk, None]).squeeze(-1) - normaliser
-            if entropy:
+            if entropy or entropy_gradient:
                 shares = (scores - normaliser[:, None]).exp_()
                 left_out_is_nothing = scores.clamp_(min=torch.finfo(scores.dtype).min)  # 0 times -inf would be NaN
                 entropies[chunk] = normaliser - (shares * left_out_is_nothing).sum(-1)
-        ctx.save_for_backward(hidden, weight, targets)
+        ctx.save_for_backward(hidden, weight, targets, entropies if entropy_gradient else None)
         ctx.sampling = sampling
-        ctx.mark_non_differentiable(entropies)
+        if not entropy_gradient:
+            ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, _entropies: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets = ctx.saved_tensors
+    def backward(ctx: Any, upstream: Tensor, of_entropies: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, entropies = ctx.saved_tensors
+        temperature = ctx.sampling.temperature or 1.0
         head = weight.to(hidden.dtype)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
@@ -270,18 +283,29 @@ class ChunkedLogprobs(torch.autograd.Function):
             scores = sampled_from(F.linear(hidden[chunk], head), ctx.sampling)
             slope = torch.softmax(scores, -1).neg_()
             slope.scatter_add_(-1, targets[chunk, None], torch.ones_like(slope[:, :1]))
-            slope = slope.mul_(upstream[chunk, None] / (ctx.sampling.temperature or 1.0)).to(hidden.dtype)
+            slope = slope.mul_(upstream[chunk, None] / temperature)
+            if entropies is not None:
+                slope += entropy_slope(scores, entropies[chunk]) * (of_entropies[chunk, None] / temperature)
+            slope = slope.to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[chunk] = slope @ head
             if grad_weight is not None:
                 grad_weight += slope.T @ hidden[chunk]
-        return grad_hidden, grad_weight, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None
 
 
 def sampled_from(scores: Tensor, sampling: Sampling) -> Tensor:
     """(M, V) -> (M, V) float32, what `steer` makes of scores that nothing penalises; they may be overwritten."""
     scores = widen(scores)
     return scores if sampling.greedy else truncate(scores.mul_(1.0 / sampling.temperature), sampling)
+
+
+def entropy_slope(scores: Tensor, entropies: Tensor) -> Tensor:
+    """(M, V), (M,) -> (M, V), the gradient of each entropy H with respect to its scores: -p · (log p + H)."""
+    logprobs = torch.log_softmax(scores, -1)
+    shares = logprobs.exp()
+    left_out_is_nothing = logprobs.clamp_(min=torch.finfo(scores.dtype).min)  # 0 times -inf would be NaN
+    return left_out_is_nothing.add_(entropies[:, None]).mul_(shares).neg_()
 
 
 class ChunkSums(NamedTuple):

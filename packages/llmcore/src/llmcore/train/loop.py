@@ -95,7 +95,7 @@ class StepResult(NamedTuple):
     tokens: int
     """Tokens in the batches; items, where a batch has no ids."""
     metrics: dict[str, float]
-    """Means of the loss's other figures."""
+    """Means and extremes of the loss's other figures."""
 
 
 def take_step(
@@ -154,4 +154,4 @@ def train_step(
         raise NotFiniteError(losses=tally.losses, grad_norm=grad_norm)
     torch._foreach_mul_(grads, min(1.0, clip / (grad_norm + 1e-6)) / (tally.count * scale))
     optimizer.step()
-    return StepResult(tally.loss / tally.count, grad_norm, tally.count, tally.tokens, tally.means())
+    return StepResult(tally.loss / tally.count, grad_norm, tally.count, tally.tokens, tally.figures())

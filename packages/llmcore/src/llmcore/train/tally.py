@@ -1,4 +1,4 @@
-"""What one optimizer step adds up, over its micro-batches and over the ranks: sums and counts, divided at the end."""
+"""What one optimizer step adds up, over its micro-batches and the ranks: sums, divided at the end, and extremes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmcore.losses import Loss
+from llmcore.losses import Figure, Loss
 from llmcore.train.distributed import Ranks
 
 
@@ -20,7 +20,7 @@ class Tally:
         self.totals: list[Tensor] = []
         self.count = 0
         self.tokens = 0
-        self.metrics: dict[str, tuple[float, int]] = {}
+        self.metrics: dict[str, Figure] = {}
         self.losses: list[float] = []
         """Of each micro-batch, in the order in which they were dealt to the ranks."""
         self.norms: list[float] = []
@@ -31,14 +31,14 @@ class Tally:
         self.totals.append(loss.total.detach())
         self.count += loss.count
         self.tokens += tokens_in(batch, loss.count)
-        for name, (total, items) in loss.metrics.items():
-            self.add_metric(name, total, items)
+        for name, figure in loss.metrics.items():
+            self.add_metric(name, figure)
         if auxiliary is not None:
-            self.add_metric("aux_loss", float(auxiliary.detach()) * loss.count, loss.count)
+            self.add_metric("aux_loss", (float(auxiliary.detach()) * loss.count, loss.count))
 
-    def add_metric(self, name: str, total: float, items: int) -> None:
-        before = self.metrics.get(name, (0.0, 0))
-        self.metrics[name] = (before[0] + total, before[1] + items)
+    def add_metric(self, name: str, figure: Figure) -> None:
+        before = self.metrics.get(name)
+        self.metrics[name] = figure if before is None else joined(before, figure)
 
     def over(self, ranks: Ranks, norm: Tensor) -> None:
         """Fetch the losses and the norm of this rank's gradients, and make every sum that of all ranks."""
@@ -52,12 +52,23 @@ class Tally:
         for _, _, count, tokens, metrics in everyone:
             self.count += count
             self.tokens += tokens
-            for name, (total, items) in metrics.items():
-                self.add_metric(name, total, items)
+            for name, (value, how) in metrics.items():
+                self.add_metric(name, (value, how))
 
-    def means(self) -> dict[str, float]:
-        """Each metric's mean."""
-        return {name: total / items for name, (total, items) in self.metrics.items() if items}
+    def figures(self) -> dict[str, float]:
+        """Each metric's mean, or its extreme."""
+        return {
+            name: value if isinstance(how, str) else value / how for name, (value, how) in self.metrics.items() if how
+        }
+
+
+def joined(one: Figure, other: Figure) -> Figure:
+    """A figure of two parts of a step; `Loss.metrics` says how it adds up."""
+    (value, how), (more, also) = one, other
+    if isinstance(how, str) or isinstance(also, str):
+        assert how == also, f"a figure that is {how!r} in one micro-batch and {also!r} in another"
+        return (max if how == "max" else min)(value, more), how
+    return value + more, how + also
 
 
 def tokens_in(batch: Any, count: int) -> int:

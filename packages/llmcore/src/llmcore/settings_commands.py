@@ -54,7 +54,7 @@ def template(config: Config, section: str = "") -> list[str]:
         if isinstance(value, Config):
             tables.append((f"{section}.{name}" if section else name, value))
             continue
-        lines += [f"# {field.description}"] if field.description else []
+        lines += [f"# {line}" for line in (field.description or "").splitlines()]
         shown = json.dumps(list(value) if isinstance(value, tuple) else value, default=kind_of)
         lines.append(f"# {name} =" if value is None else f"{name} = {shown}")
     for inner_section, inner in tables:

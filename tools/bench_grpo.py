@@ -62,8 +62,8 @@ def build(options: argparse.Namespace, folder: Path) -> "GRPO":
     from llmcore.train.device import place, resolve
     from llmrl.config import GRPOConfig
     from llmrl.grpo import GRPO
+    from llmrl.prompts import Prompts
     from llmrl.rewards.sums import Rewards, Term
-    from llmrl.rollout import Prompts
     from llmrl.samples import SampleLog
 
     tokenizer = Tokenizer.byte_level()

@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmcore.losses import token_logprobs
+from llmcore.losses import Loss, token_logprobs
 from llmcore.model.config import ModelConfig
 from llmcore.model.transformer import Transformer
 from llmcore.train.loop import train_step
+from llmcore.train.tally import Tally
 from llmrl.advantages import group_advantages
 from llmrl.config import GRPOSettings
 from llmrl.experience import Experience, Experiences
-from llmrl.grpo import aggregate, grpo_loss, probability_ratio
+from llmrl.grpo import aggregate, grpo_loss, probability_ratio, token_losses
 
 LONGEST = 6
 LOSS_TYPES = ["grpo", "bnpo", "dapo", "dr_grpo"]
@@ -50,6 +51,13 @@ def some_experience(
 def loss_of(model: Transformer, batch: Experience, **settings: object) -> Tensor:
     loss = grpo_loss(model, batch, GRPOSettings.model_validate(settings), temperature=1.0, longest=LONGEST)
     return loss.total / loss.count
+
+
+def values_of(loss: Loss) -> dict[str, float]:
+    """The loss's figures, as one step reports them."""
+    tally = Tally()
+    tally.add(loss, None, None)
+    return tally.figures()
 
 
 def gradient_of(model: Transformer, loss: Tensor) -> Tensor:
@@ -96,7 +104,9 @@ def test_each_loss_type_matches_naive_code(loss_type: str) -> None:
 @pytest.mark.parametrize("level", ["token", "sequence"])
 def test_micro_batches_row_order_and_padding_change_nothing(loss_type: str, level: str) -> None:
     batch = some_experience(tiny(), off=0.3)
-    settings = GRPOSettings.model_validate({"loss_type": loss_type, "importance_sampling_level": level, "beta": 0.1})
+    settings = GRPOSettings.model_validate(
+        {"loss_type": loss_type, "importance_sampling_level": level, "beta": 0.1, "entropy_coef": 0.1}
+    )
     wider = Experience(*(torch.nn.functional.pad(value, (0, 3)) for value in batch.tensors().values()))
     order = torch.tensor([3, 0, 7, 1, 6, 2, 5, 4])
 
@@ -148,7 +158,7 @@ def test_the_first_step_has_no_kl_no_clip_no_loss_but_a_gradient() -> None:
         advantages=advantages[:, None] * batch.mask[:, 1:], old_logprobs=None, reference_logprobs=batch.old_logprobs
     )
     loss = grpo_loss(model, batch, GRPOSettings(loss_type="grpo", beta=0.1), temperature=1.0, longest=LONGEST)
-    figures = {name: total / count for name, (total, count) in loss.metrics.items()}
+    figures = values_of(loss)
     assert abs(loss.total.item()) < 1e-5
     assert abs(figures["kl"]) < 1e-6 and abs(figures["objective/kl"]) < 1e-5
     assert figures["ratio/mean"] == 1.0
@@ -183,6 +193,34 @@ def test_the_clip_takes_the_gradient_away_on_one_side_only() -> None:
         loss = -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).sum()
         loss.backward()
         assert (float(logprob.grad.abs()) > 0) is flows  # type: ignore[union-attr]
+
+
+def test_delta_takes_the_gradient_of_a_bad_token_that_became_likely() -> None:
+    settings = GRPOSettings(delta=3.0)
+    for shift, advantage, flows in ((1.5, -1.0, False), (1.0, -1.0, True), (1.5, 1.0, False), (-0.5, 1.0, True)):
+        logprob = torch.tensor([[shift]], requires_grad=True)
+        ratio = probability_ratio(logprob, torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool), level="token")
+        loss = token_losses(logprob, ratio, torch.full((1, 1), advantage), settings)
+        loss.sum().backward()
+        assert (float(logprob.grad.abs()) > 0) is flows  # type: ignore[union-attr]
+        up, clipped = min(math.exp(shift), 3.0), min(max(math.exp(shift), 0.8), 1.2)
+        assert loss.item() == pytest.approx(-min(up * advantage, clipped * advantage))
+
+
+def test_the_entropy_in_the_loss_has_the_gradient_of_the_entropy() -> None:
+    """Each of the five rows has the distribution of the first token, and no advantage."""
+    model = tiny(vocabulary=5)
+    ids = enumerated(5, 1)
+    mask = torch.tensor([[False, True]]).expand(5, 2)
+    logprobs = token_logprobs(model, ids)[:, 0]  # of all five: one distribution
+    entropy = -(logprobs.exp() * logprobs).sum()
+    batch = Experience(ids, mask, torch.zeros(5, 1))
+    settings = GRPOSettings(beta=0, entropy_coef=0.3)
+    loss = grpo_loss(model, batch, settings, temperature=1.0, longest=1)
+    assert loss.total.item() / loss.count == pytest.approx(-0.3 * entropy.item(), rel=1e-5)
+    assert values_of(loss)["entropy"] == pytest.approx(entropy.item(), rel=1e-5)
+    wanted = gradient_of(model, -0.3 * entropy)
+    torch.testing.assert_close(gradient_of(model, loss.total / loss.count), wanted, rtol=1e-3, atol=1e-6)
 
 
 def test_the_sequence_ratio_is_the_geometric_mean() -> None:

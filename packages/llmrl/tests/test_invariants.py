@@ -19,9 +19,9 @@ from llmrl.config import GRPOConfig, PPOConfig
 from llmrl.experience import Experiences
 from llmrl.grpo import GRPO
 from llmrl.ppo import PPO, ActorCritic
+from llmrl.prompts import Prompts
 from llmrl.rewards.reward import RewardFunction, Sample
 from llmrl.rewards.sums import Rewards, Term
-from llmrl.rollout import Prompts
 
 TOKENIZER = Tokenizer.byte_level()
 SETTINGS = ["train.batch=12", "train.steps=3", "train.lr=0.01", "train.dtype=fp32", "train.device=cpu"]

@@ -30,9 +30,10 @@ from llmrl.evaluate import divergence
 from llmrl.experience import Experiences
 from llmrl.grpo import GRPO
 from llmrl.ppo import PPO, ActorCritic
+from llmrl.prompts import Prompts
 from llmrl.rewards.reward import Sample
 from llmrl.rewards.sums import Rewards, Term
-from llmrl.rollout import Prompts, Rollout, sample_rollout
+from llmrl.rollout import Rollout, sample_rollout
 
 TOKENIZER = Tokenizer.byte_level()
 LENGTH = 8

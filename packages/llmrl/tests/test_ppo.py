@@ -1,20 +1,24 @@
 """PPO: losses in closed form, controllers, and the invariants of the first step."""
 
+import itertools
 import math
 
 import pytest
 import torch
 from torch import Tensor
 
+from llmcore.losses import token_logprobs
 from llmcore.model.config import ModelConfig
 from llmcore.model.transformer import Transformer
 from llmcore.scoring import RewardScale, Scorer
 from llmcore.tokenizer import Tokenizer
 from llmcore.train.loop import train_step
 from llmcore.train.optim import AdamW, set_rate
+from llmcore.train.tally import Tally
+from llmrl.advantages import generalized_advantages, token_rewards
 from llmrl.config import PPOSettings
 from llmrl.controllers import KLCoefficient, RunningMoments
-from llmrl.critic import CriticRate, SeparateCritic
+from llmrl.critic import CriticRate, SeparateCritic, SharedTrunk
 from llmrl.critic_models import OwnTrunk
 from llmrl.experience import Experience
 from llmrl.metrics import explained_variance
@@ -67,12 +71,71 @@ def test_the_value_head_begins_at_zero_and_sees_no_later_token() -> None:
 def test_the_policy_loss_in_closed_form() -> None:
     ratio = torch.tensor([1.0, 1.5, 1.5, 0.5, 0.5, 10.0])
     advantages = torch.tensor([2.0, 2.0, -2.0, 2.0, -2.0, -2.0])
-    losses, clipped = policy_losses(ratio, advantages, cliprange=0.2, dual_clip=None)
+    losses, clipped = policy_losses(ratio, advantages, clip_range=(0.8, 1.2), dual_clip=None)
     assert losses.tolist() == pytest.approx([-2.0, -2.4, 3.0, -1.0, 1.6, 20.0])
     assert clipped.tolist() == [False, True, False, False, True, False]
-    losses, clipped = policy_losses(ratio, advantages, cliprange=0.2, dual_clip=3.0)
+    losses, clipped = policy_losses(ratio, advantages, clip_range=(0.8, 1.2), dual_clip=3.0)
     assert losses.tolist() == pytest.approx([-2.0, -2.4, 3.0, -1.0, 1.6, 6.0])
     assert clipped.tolist() == [False, True, False, False, True, True]
+
+
+def test_the_clip_may_reach_further_up_than_down() -> None:
+    settings = PPOSettings(cliprange=0.2, cliprange_high=0.5)
+    ratio, advantages = torch.tensor([1.4, 1.6, 0.7]), torch.tensor([1.0, 1.0, -1.0])
+    losses, clipped = policy_losses(ratio, advantages, clip_range=settings.clip_range, dual_clip=None)
+    assert losses.tolist() == pytest.approx([-1.4, -1.5, 0.8])
+    assert clipped.tolist() == [False, True, True]
+    assert PPOSettings(cliprange=0.1).clip_range == pytest.approx((0.9, 1.1))
+
+
+def every_completion(actor: ActorCritic, *, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Each of 11^length completions of the prompt 0: ids, mask (B, T) and log-probabilities (B, T-1)."""
+    ids = torch.tensor([[0, *rest] for rest in itertools.product(range(11), repeat=length)])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[:, 0] = False
+    return ids, mask, token_logprobs(actor.policy, ids)
+
+
+def gradient_of(actor: ActorCritic, loss: Tensor) -> Tensor:
+    gradients = torch.autograd.grad(loss, list(actor.policy.parameters()), allow_unused=True)
+    return torch.cat([g.flatten() for g in gradients if g is not None])
+
+
+def test_the_gradient_over_all_completions_is_that_of_the_expected_reward() -> None:
+    """No sampling: each of the 121 completions weighted by its probability gives exactly -∇J, whatever the values."""
+    actor = tiny()
+    ids, mask, logprobs = every_completion(actor, length=2)
+    rewards = torch.rand(len(ids), generator=torch.Generator().manual_seed(2))
+    chance = logprobs.sum(1).exp()
+    assert chance.sum().item() == pytest.approx(1, abs=1e-5)
+    wanted = gradient_of(actor, -(chance * rewards).sum())
+    with torch.no_grad():
+        values = actor(ids, mask).values
+    assert values.abs().max() > 0.1
+    paid = token_rewards(rewards, torch.zeros_like(values), mask[:, 1:], kl_coef=0.0)
+    advantages, returns = generalized_advantages(paid, values, mask[:, 1:], gamma=1.0, lam=1.0)
+    batch = Experience(
+        ids, mask, chance.detach()[:, None] * advantages, logprobs.detach(), values=values, returns=returns
+    )
+    loss = ppo_loss(actor, batch, PPOSettings(vf_coef=0.0), temperature=1.0)
+    torch.testing.assert_close(gradient_of(actor, loss.total), wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_the_entropy_in_the_loss_has_the_gradient_of_the_entropy() -> None:
+    actor = tiny()
+    ids, mask, logprobs = every_completion(actor, length=1)
+    entropy = -(logprobs.exp() * logprobs).sum()
+    wanted = gradient_of(actor, -0.3 * entropy)
+    nothing = torch.zeros(len(ids), 1)
+    batch = Experience(ids, mask, nothing, logprobs.detach(), values=nothing, returns=nothing)
+    loss = ppo_loss(actor, batch, PPOSettings(vf_coef=0.0, entropy_coef=0.3), temperature=1.0)
+    torch.testing.assert_close(gradient_of(actor, loss.total / loss.count), wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_the_weight_of_the_value_loss_suits_the_critic_unless_it_is_given() -> None:
+    assert PPOSettings(critic=SharedTrunk()).value_weight == 0.1
+    assert PPOSettings(critic=SeparateCritic()).value_weight == 1.0
+    assert PPOSettings(critic=SeparateCritic(), vf_coef=0.0).value_weight == 0.0
 
 
 def test_the_value_loss_in_closed_form() -> None:
@@ -88,17 +151,19 @@ def test_the_value_loss_in_closed_form() -> None:
 def test_the_first_update_has_ratio_one_and_nothing_clipped() -> None:
     actor = tiny()
     loss = ppo_loss(actor, some_experience(actor), PPOSettings(), temperature=1.0)
-    figures = {name: total / count for name, (total, count) in loss.metrics.items()}
+    tally = Tally()
+    tally.add(loss, None, None)
+    figures = tally.figures()
     assert figures["val/ratio"] == pytest.approx(1, abs=1e-4)
     assert figures["policy/approxkl_avg"] == pytest.approx(0, abs=1e-8)
     assert figures["policy/clipfrac_avg"] == figures["val/clipfrac_avg"] == 0.0
     assert loss.count == int(some_experience(actor).mask.sum())
 
 
-def updated(parts: list[Experience], *, vf_coef: float = 0.3) -> Tensor:
+def updated(parts: list[Experience], *, vf_coef: float = 0.3, entropy_coef: float = 0.1) -> Tensor:
     actor = tiny()
     optimizer = torch.optim.SGD(actor.parameters(), lr=1.0)
-    settings = PPOSettings(vf_coef=vf_coef, dual_clip=3.0)
+    settings = PPOSettings(vf_coef=vf_coef, entropy_coef=entropy_coef, dual_clip=3.0)
     train_step(actor, optimizer, parts, lambda m, b: ppo_loss(m, b, settings, temperature=0.7), clip=1e9)  # type: ignore[arg-type]
     return torch.cat([weight.detach().flatten() for weight in actor.parameters()])
 

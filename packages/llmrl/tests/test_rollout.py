@@ -1,27 +1,19 @@
-"""Rollouts: prompts as a function of (seed, number), masks from positions, groups that belong together."""
+"""Rollouts: masks from positions, groups that belong together, log-probabilities whatever the batches."""
 
 import json
-from collections import Counter
 from pathlib import Path
 
-import pytest
 import torch
 
-from llmcore.errors import DataError
 from llmcore.model.config import ModelConfig
 from llmcore.model.transformer import Transformer
 from llmcore.records import Message, Prompt
 from llmcore.tokenizer import Tokenizer
 from llmrl.config import RolloutConfig
-from llmrl.rollout import (
-    Prompts,
-    join,
-    length_metrics,
-    sample_rollout,
-    score_rows,
-    switch_dropout_off,
-    tensors_of,
-)
+from llmrl.logprobs import rollout_logprobs
+from llmrl.metrics import length_metrics
+from llmrl.prompts import Prompts
+from llmrl.rollout import join, sample_rollout, tensors_of
 from llmrl.samples import SampleLog
 
 TOKENIZER = Tokenizer.byte_level()
@@ -41,27 +33,6 @@ def tiny() -> Transformer:
     with torch.no_grad():
         model.embedding.weight[TOKENIZER.end_of_turn_id] *= 8
     return model
-
-
-def test_epochs_are_permutations_and_every_rollout_is_a_function_of_its_number() -> None:
-    prompts = some_prompts(7)
-    drawn = [place for number in range(7) for place in prompts.draw(3, number, 5)]
-    assert all(count == 5 for count in Counter(drawn).values())
-    assert sorted(drawn[:7]) == sorted(drawn[7:14]) == list(range(7))
-    assert drawn[:7] != drawn[7:14]
-    assert prompts.draw(3, 4, 5) == drawn[20:25]
-    assert len(prompts.draw(0, 0, 40)) == 40
-    assert prompts.draw_again(3, 1, 1, 4) == prompts.draw_again(3, 1, 1, 4) != prompts.draw_again(3, 1, 2, 4)
-
-
-def test_prompts_too_long_for_the_context_are_dropped_and_counted_or_refused() -> None:
-    records = [prompt("short"), prompt("y" * 100)]
-    kept = Prompts(records, TOKENIZER, longest=40, max_dropped=0.5)
-    assert kept.counts == {"prompts": 1, "dropped: too long": 1}
-    with pytest.raises(DataError, match="1 of 2 prompts"):
-        Prompts(records, TOKENIZER, longest=40, max_dropped=0.4)
-    with pytest.raises(DataError, match="2 of 2 prompts"):
-        Prompts(records, TOKENIZER, longest=4, max_dropped=1.0)
 
 
 def test_the_mask_is_made_of_positions_not_of_ids() -> None:
@@ -89,7 +60,7 @@ def test_a_rollout_says_what_was_sampled() -> None:
         assert sample.text == TOKENIZER.decode(sample.ids[: len(sample.ids) - sample.stopped], skip_special=False)
     figures = length_metrics(rollout)
     assert figures["completions/clipped_ratio"] == (float(rollout.truncated.sum()), 12)
-    assert figures["completions/max_length"][0] == 12.0
+    assert figures["completions/max_length"] == (12.0, "max")
 
 
 def test_the_same_seed_gives_the_same_rollout_and_another_another() -> None:
@@ -106,7 +77,7 @@ def test_scores_do_not_depend_on_how_rows_are_batched() -> None:
     rollout = sample_rollout(
         model, prompts, [0, 1, 2], TOKENIZER, RolloutConfig(max_completion_length=8), samples=2, seed=0
     )
-    whole, parts = (score_rows(model, rollout, temperature=0.8, rows=rows) for rows in (100, 2))
+    whole, parts = (rollout_logprobs(model, rollout, temperature=0.8, rows=rows) for rows in (100, 2))
     torch.testing.assert_close(whole, parts, rtol=0, atol=1e-5)
     assert not whole.requires_grad
 
@@ -119,14 +90,6 @@ def test_joined_rollouts_keep_rows_whole() -> None:
     assert len(joined.ids) == len(joined.samples) == 4
     for i, sample in enumerate(joined.samples):
         assert joined.ids[i][joined.mask[i]].tolist() == list(sample.ids)
-
-
-def test_dropout_is_off_everywhere() -> None:
-    model = ModelConfig(vocab_size=16, width=16, depth=2, context=16, dropout=0.5).build(seed=0).train()
-    ids = torch.arange(8)[None]
-    assert not torch.equal(model(ids), model(ids))
-    switch_dropout_off(model)
-    assert torch.equal(model(ids), model(ids))
 
 
 def test_the_sample_log_is_cut_where_a_run_goes_on(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from forked import Done, run
 from llmcore.checkpoint import load_checkpoint, save_model
+from llmcore.command import template
 from llmcore.config import load_config
 from llmcore.errors import ArtifactError, ConfigError, DataError
 from llmcore.manifest import read_manifest, write_manifest
@@ -22,8 +25,9 @@ from llmcore.storage import sha256_file
 from llmcore.tokenizer import SpecialTokens, Tokenizer
 from llmcore.train.metrics import read_metrics
 from llmrl.config import GRPOConfig, PPOConfig
-from llmrl.evaluate import evaluate_checkpoints, report_lines, rollout_lines, show_rollout
-from llmrl.run import grpo, ppo
+from llmrl.evaluate import evaluate_checkpoints, report_lines
+from llmrl.run import grpo, next_command, ppo
+from llmrl.show import rollout_lines, show_rollout
 
 TOKENIZER = Tokenizer.byte_level()
 SMALL = [
@@ -43,12 +47,14 @@ SMALL = [
 ]
 
 
-def write_policy(folder: Path, *, seed: int = 0, tokenizer: Tokenizer = TOKENIZER, kind: str = "policy") -> Path:
+def write_policy(
+    folder: Path, *, seed: int = 0, tokenizer: Tokenizer = TOKENIZER, kind: str = "policy", **settings: object
+) -> Path:
     """An untrained tiny model as an artifact, which ends its turn now and then."""
     folder.mkdir()
     head = "scalar" if kind == "reward" else "lm"
-    config = ModelConfig(vocab_size=tokenizer.vocab_size, width=16, depth=1, context=64, head=head)
-    model = config.build(seed=seed)
+    shape = {"vocab_size": tokenizer.vocab_size, "width": 16, "depth": 1, "context": 64, "head": head}
+    model = ModelConfig.model_validate(shape | settings).build(seed=seed)
     with torch.no_grad():
         model.embedding.weight[tokenizer.end_of_turn_id] *= 8
     files = save_model(folder, model, tokenizer)
@@ -115,6 +121,22 @@ def test_a_run_stopped_at_any_step_ends_in_the_same_model(name: str, inputs: lis
     assert rows == parts
     samples = [(tmp_path / run / "run/samples.jsonl").read_text() for run in ("whole", "parts")]
     assert samples[0] == samples[1] and len(samples[0].splitlines()) >= 4
+
+
+@pytest.mark.parametrize("kind", ["gqa", "mla"])
+@pytest.mark.parametrize("name", ["grpo-iterations", "ppo-separate"])
+def test_a_policys_dropout_is_off(name: str, kind: str, inputs: list[str], tmp_path: Path) -> None:
+    """Of embeddings and of attention: the run is that of a policy which never had any."""
+    stage, settings_class, settings = ALGORITHMS[name]
+    made = []
+    for dropout in (0.0, 0.5):
+        attention = {"kind": kind, "heads": 2, "dropout": dropout}
+        policy = write_policy(tmp_path / f"policy-{dropout}", attention=attention, dropout=dropout)
+        config = load_config(settings_class, [*inputs, *settings, f"inputs.policy={policy}"])
+        made.append(stage(config, tmp_path / f"out-{dropout}", quiet=True))  # type: ignore[operator]
+    calm, noisy = (manifest.files for manifest in made)
+    assert noisy["model.safetensors"].sha256 == calm["model.safetensors"].sha256
+    assert noisy["model.json"].sha256 == calm["model.json"].sha256
 
 
 @pytest.mark.parametrize("name", ["grpo-iterations", "ppo"])
@@ -265,6 +287,105 @@ def test_a_rollout_can_be_looked_at(inputs: list[str], tmp_path: Path) -> None:
     lines = rollout_lines([{**row, "rewards": {"a": 1.0, "b": None}} for row in rows])
     assert len(lines) == 5 and all("  a 1.0  b None" in line and " A " in line for line in lines)
     assert sum(float(row["advantage"]) for row in rows) == pytest.approx(0, abs=1e-4)  # type: ignore[arg-type]
+
+
+DO_NOTHING = {
+    "kl_estimator=k2 does nothing": (GRPOConfig, ["grpo.kl_in_reward=true", "grpo.kl_estimator=k2"]),
+    "delta does nothing": (GRPOConfig, ["grpo.loss_type=cispo", "grpo.delta=4"]),
+    r"delta is 1\.1": (GRPOConfig, ["grpo.delta=1.1"]),
+    r"horizon=500\.0 does nothing": (PPOConfig, ["ppo.horizon=500"]),
+}
+
+
+@pytest.mark.parametrize("message", DO_NOTHING)
+def test_settings_that_do_nothing_are_refused(message: str) -> None:
+    settings_class, settings = DO_NOTHING[message]
+    with pytest.raises(ConfigError, match=message):
+        load_config(settings_class, settings)
+    load_config(settings_class, settings[:-1])
+
+
+def test_a_settings_file_as_init_writes_it_is_taken(tmp_path: Path) -> None:
+    """It gives every setting, also those that do nothing as they are."""
+    for settings_class, extra in ((GRPOConfig, "grpo.kl_in_reward=true"), (PPOConfig, "ppo.kl_coef=0.1")):
+        path = tmp_path / f"{settings_class.__name__}.toml"
+        path.write_text("\n".join(template(settings_class())))
+        load_config(settings_class, [str(path), extra])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--answer", "4"], "--answer '4' does nothing without --prompt"),
+        (["--prompt", "2 + 2", "--prompts", "some.jsonl"], "--prompts 'some.jsonl' does nothing beside --prompt"),
+    ],
+    ids=["answer", "prompts"],
+)
+def test_options_of_a_rollout_that_do_nothing_are_refused(words: list[str], message: str, tmp_path: Path) -> None:
+    refused = run("llmrl", "rollout", tmp_path, "--reward", "literal", *words, cwd=tmp_path)
+    assert refused.code == 2 and message in refused.err
+
+
+def test_the_command_that_is_printed_next_runs_as_it_stands(inputs: list[str], tmp_path: Path) -> None:
+    """With the run's prompts, its longest completion, and the rule that its settings name."""
+    config = load_config(GRPOConfig, [*inputs, *ALGORITHMS["grpo"][2], "train.steps=2"])
+    grpo(config, tmp_path / "out of the run", quiet=True)
+    words = shlex.split(next_command(config, tmp_path / "out of the run"))
+    done = run(*words, "--json", cwd=tmp_path)
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    assert list(report) == [str(tmp_path / "policy"), str(tmp_path / "out of the run")]
+    assert {"sampled/rewards/short", "greedy/gain"} <= report[str(tmp_path / "out of the run")].keys()
+    assert max(figures["sampled/length"]["value"] for figures in report.values()) <= 6
+
+
+def test_a_rule_of_ones_own_is_what_the_policies_or_the_settings_say(inputs: list[str], tmp_path: Path) -> None:
+    def attempt(*words: str | Path) -> Done:
+        prompts = ["--prompts", tmp_path / "prompts", "--max-new-tokens", "6"]
+        return run("llmrl", *words, *prompts, "--reward", "short", "--json", cwd=tmp_path)
+
+    policy = tmp_path / "policy"
+    unknown = attempt("eval", policy)
+    assert unknown.code == 2 and "'short' is neither a rule nor a folder" in unknown.err
+    said = ["rewards.short.kind=length", "rewards.short.target=5"]
+    earned = json.loads(attempt("eval", policy, *said).out)[str(policy)]["sampled/rewards/short"]["value"]
+    assert 0 < earned < 1
+    assert len(json.loads(attempt("rollout", policy, *said).out)) == 8
+    for number in (4, 5):
+        config = load_config(GRPOConfig, [*inputs, *ALGORITHMS["grpo"][2], f"rewards.short.target={number}"])
+        grpo(config, tmp_path / f"target-{number}", quiet=True)
+    assert len(json.loads(attempt("rollout", tmp_path / "target-4").out)) == 8
+    ours = json.loads(attempt("eval", policy, tmp_path / "target-5").out)
+    assert ours[str(policy)]["sampled/rewards/short"]["value"] == earned
+    both = attempt("eval", tmp_path / "target-4", tmp_path / "target-5")
+    assert both.code == 2 and "one reward for one policy and another for another" in both.err
+    assert attempt("eval", tmp_path / "target-4", tmp_path / "target-5", *said).code == 0
+
+
+def test_a_single_prompt_cannot_be_held_out(inputs: list[str], tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text('{"prompt": "1 + 1", "answer": "2"}\n')
+    for words in (["eval", tmp_path / "policy"], ["rollout", tmp_path / "policy"]):
+        refused = run("llmrl", *words, "--prompts", "one.jsonl", "--reward", "literal", cwd=tmp_path)
+        assert refused.code == 2 and "'one.jsonl' has no held-out prompt" in refused.err
+    short = run("llmrl", "eval", tmp_path / "policy", "--prompts", tmp_path / "prompts", "--reward", "literal",
+                "--max-new-tokens", "60", cwd=tmp_path)  # fmt: skip
+    assert short.code == 2 and "lower --max-new-tokens" in short.err and "rollout." not in short.err
+
+
+def test_two_reward_models_are_two_parents_whatever_their_folders_are_called(inputs: list[str], tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    first = write_policy(tmp_path / "reward-2", seed=3, kind="reward")
+    second = write_policy(tmp_path / "models/policy", seed=4, kind="reward")
+    third = write_policy(tmp_path / "models/reward", seed=5, kind="reward")
+    expression = f"{first} + {second} + {third} + {third}"
+    config = load_config(PPOConfig, [*inputs, "train.steps=2", f"inputs.reward={expression}"])
+    made = ppo(config, tmp_path / "out", quiet=True)
+    ids = {role: manifest.id for role, manifest in made.parents.items() if role != "prompts"}
+    folders = {"policy": tmp_path / "policy", "reward": first, "reward-2": second, "reward-3": third, "reward-4": third}
+    assert ids == {role: read_manifest(folder).id for role, folder in folders.items()}
+    figures = read_metrics(tmp_path / "out/run/metrics.jsonl")[0]
+    for name in ("reward-2", "policy", "reward", "reward-3"):
+        assert f"rewards/{name}/mean" in figures
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llmrl.config import GRPOSettings
-from llmrl.grpo import aggregate, clip_range, kl_losses, probability_ratio, token_losses
+from llmrl.grpo import aggregate, kl_losses, probability_ratio, token_losses
 from llmrl.metrics import clip_metrics, kl_metrics
 from llmrl.ppo import policy_losses
 from peers import ask, needs_peers
@@ -30,6 +30,7 @@ CASES = [
         (False, True),
     )
 ]
+CASES += [case | {"delta": 1.5} for case in CASES if case["loss_type"] == "dapo" and not case["once"]]
 
 pytestmark = needs_peers
 
@@ -69,7 +70,8 @@ def trl_case(case: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]
         "max_completion_length": LONGEST,
     }
     given = {name: value.tolist() for name, value in tensors.items() if not (name == "old" and case["once"])}
-    return {"settings": settings, "tensors": given}
+    extras = {name: case[name] for name in ("delta", "entropy_coef") if name in case}
+    return {"settings": settings, "tensors": given, **extras}
 
 
 def test_every_loss_its_gradient_and_its_metrics_are_trls(tensors: dict[str, Tensor]) -> None:
@@ -80,6 +82,7 @@ def test_every_loss_its_gradient_and_its_metrics_are_trls(tensors: dict[str, Ten
             beta=case["beta"],
             epsilon=case["epsilon"],
             epsilon_high=case["epsilon_high"],
+            delta=case.get("delta"),
         )
         mask = tensors["mask"].bool()
         logprobs = tensors["logprobs"].clone().requires_grad_()
@@ -93,15 +96,15 @@ def test_every_loss_its_gradient_and_its_metrics_are_trls(tensors: dict[str, Ten
         (gradient,) = torch.autograd.grad(total / count, logprobs)
         assert (total / count).item() == pytest.approx(wanted["loss"], abs=1e-8), case
         torch.testing.assert_close(gradient, torch.tensor(wanted["gradient"]).double(), rtol=0, atol=1e-8)
-        low, high = clip_range(settings)
-        figures = clip_metrics(ratio.detach(), advantages, mask, low=low, high=high)
+        figures = clip_metrics(ratio.detach(), advantages, mask, settings)
         figures |= kl_metrics(logprobs.detach(), tensors["reference"], mask)
         names = ["kl"] if settings.beta else []
         if settings.loss_type != "cispo" and settings.importance_sampling_level == "token":
-            names += ["clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean"]
+            names += [f"clip_ratio/{name}" for name in ("low_mean", "high_mean", "region_mean", "low_min", "high_max")]
         for name in names:
-            found, items = figures[name]
-            assert found / items == pytest.approx(wanted["metrics"][name], abs=1e-6), (case, name)
+            found, how = figures[name]
+            value = found / how if isinstance(how, int) else found
+            assert value == pytest.approx(wanted["metrics"][name], abs=1e-6), (case, name)
 
 
 def test_the_policy_loss_of_ppo_is_that_of_trls_grpo_token_by_token(tensors: dict[str, Tensor]) -> None:
@@ -111,5 +114,18 @@ def test_the_policy_loss_of_ppo_is_that_of_trls_grpo_token_by_token(tensors: dic
     case = {"loss_type": "dapo", "level": "token", "beta": 0.0, "epsilon": 0.2, "epsilon_high": 0.2, "once": False}
     [wanted] = ask_trl([trl_case(case, {**tensors, "advantages": advantages})])
     ratio = torch.where(mask, tensors["logprobs"] - tensors["old"], 0.0).exp()
-    losses, _ = policy_losses(ratio, advantages, cliprange=0.2, dual_clip=None)
+    losses, _ = policy_losses(ratio, advantages, clip_range=(0.8, 1.2), dual_clip=None)
     assert float(losses[mask].sum() / mask.sum()) == pytest.approx(wanted["loss"], abs=1e-8)
+
+
+def test_the_entropy_bonus_of_a_mean_over_tokens_is_trls(tensors: dict[str, Tensor]) -> None:
+    """TRL takes the mean over tokens whatever the loss_type; ours is averaged as the rest of the loss is."""
+    entropies = torch.rand(tensors["logprobs"].shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    case = {"loss_type": "dapo", "level": "token", "beta": 0.0, "epsilon": 0.2, "epsilon_high": 0.2, "once": False}
+    [wanted] = ask_trl([trl_case(case | {"entropy_coef": 0.7}, {**tensors, "entropies": entropies})])
+    mask, settings = tensors["mask"].bool(), GRPOSettings()
+    ratio = torch.where(mask, tensors["logprobs"] - tensors["old"], 0.0).exp()
+    advantages = torch.where(mask, tensors["advantages"][:, None], 0.0)
+    losses = token_losses(tensors["logprobs"], ratio, advantages, settings) - 0.7 * entropies
+    total, count = aggregate(losses, mask, "dapo", longest=LONGEST)
+    assert (total / count).item() == pytest.approx(wanted["loss"], abs=1e-8)

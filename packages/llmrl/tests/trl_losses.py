@@ -22,19 +22,22 @@ def answer(case: dict) -> dict:  # type: ignore[type-arg]
     tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in case["tensors"].items()}
     logprobs = tensors["logprobs"].requires_grad_()
     mask = tensors["mask"].long()
+    entropies = tensors.get("entropies", torch.zeros_like(logprobs))
     trainer = GRPOTrainer.__new__(GRPOTrainer)
     trainer.__dict__.update(
-        args=SimpleNamespace(delta=None, use_bias_correction_kl=False, steps_per_generation=1),
-        accelerator=SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, **_: x),
+        args=SimpleNamespace(delta=case.get("delta"), use_bias_correction_kl=False, steps_per_generation=1),
+        accelerator=SimpleNamespace(num_processes=1, sync_gradients=True, gather=lambda x: x, reduce=lambda x, **_: x),
         model=SimpleNamespace(training=True),
         current_gradient_accumulation_steps=1,
         top_entropy_quantile=1.0,
         off_policy_mask_threshold=None,
         use_vllm=False,
         aux_loss_enabled=False,
-        _entropy_bonus_enabled=False,
+        entropy_coef=case.get("entropy_coef", 0.0),
+        use_adaptive_entropy=False,
+        _entropy_bonus_enabled=case.get("entropy_coef", 0.0) != 0.0,
         _metrics={"train": defaultdict(list)},
-        _get_per_token_logps_and_entropies=lambda *_, **__: (logprobs, torch.zeros_like(logprobs), None),
+        _get_per_token_logps_and_entropies=lambda *_, **__: (logprobs, entropies, None),
         **case["settings"],
     )
     inputs = {

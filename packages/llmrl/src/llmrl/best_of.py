@@ -15,7 +15,7 @@ RIGHT_OR_WRONG = {0.0, 1.0}
 
 
 def pass_at(right: Tensor, samples: int, k: int) -> Tensor:
-    """(P·S,) -> (P,) the chance that one of k completions is right, from S >= k; what was not scored is not right."""
+    """(P·G,) -> (P,) the chance that one of k completions is right, from G >= k; what was not scored is not right."""
     counts = right.nan_to_num(0.0).view(-1, samples).sum(1).tolist()
     return torch.tensor([passes.pass_at(int(count), samples, k) for count in counts], dtype=torch.float64)
 

@@ -89,7 +89,7 @@ def ppo(
 
       llmrl ppo configs/rl/ppo-tiny.toml --policy runs/sft --reward runs/reward ppo.kl_target=6
 
-      llmrl ppo --policy runs/sft --reward runs/reward --critic runs/reward ppo.critic.kind=separate ppo.vf_coef=1
+      llmrl ppo --policy runs/sft --reward runs/reward --critic runs/reward ppo.critic.kind=separate
     """
     from llmrl.config import PPOConfig
     from llmrl.run import ppo as run_stage
@@ -107,7 +107,14 @@ def ppo(
 
 @app.command(name="eval")
 def evaluate(
-    checkpoints: Annotated[list[Path], typer.Argument(help="Policies, compared on the same prompts with the first.")],
+    checkpoints: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="POLICY... KEY=VALUE",
+            help="Policies, compared on the same prompts with the first; rewards.NAME.key=value says what a name in "
+            "--reward means, where it is not as in their training.",
+        ),
+    ],
     reward: RewardOption = None,
     prompts: PromptsOption = None,
     reference: Annotated[
@@ -125,18 +132,27 @@ def evaluate(
 ) -> None:
     """Reward, KL and length on held-out prompts, with 95 % intervals, and how much the first is surpassed.
 
-    [bold]Example[/bold]
+    [bold]Examples[/bold]
 
       llmrl eval runs/sft runs/ppo runs/grpo --reward literal --samples 8
+
+      llmrl eval runs/sft runs/grpo --reward "literal + 0.1*short" rewards.short.kind=length rewards.short.target=8
 
     Of a reward that says right or wrong, pass@k is given too. What training has to beat is the best of n completions
     of the first policy, by the reward: `gain_over_best_of_8`.
     """
+    from llmcore.errors import ConfigError
+    from llmrl.config import RewardSettings
     from llmrl.evaluate import evaluate_checkpoints, report_lines
 
+    folders = [word for word in checkpoints if "=" not in word or Path(word).is_dir()]
+    settings = [word for word in checkpoints if word not in folders]
+    if not folders:
+        raise ConfigError("no policy is given, only settings", hint="give the folders of policies first")
     report = evaluate_checkpoints(
-        checkpoints,
+        [Path(folder) for folder in folders],
         reward=reward,
+        named=load_config(RewardSettings, settings).rewards,
         prompts=Path(prompts) if prompts else builtin_data("prompts"),
         reference=reference,
         count=count,
@@ -152,8 +168,12 @@ def evaluate(
 @app.command()
 def rollout(
     policy: Annotated[Path, typer.Argument(help="The policy that answers.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SETTINGS", help="rewards.NAME.key=value: what a name in --reward means."),
+    ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="A question; else a held-out prompt.")] = None,
-    answer: Annotated[str, typer.Option("--answer", help="Its right answer, for rules that need one.")] = "",
+    answer: Annotated[str | None, typer.Option("--answer", help="Its right answer, for rules that need one.")] = None,
     reward: RewardOption = None,
     prompts: PromptsOption = None,
     samples: Annotated[int, typer.Option(min=2, help="Completions.")] = 8,
@@ -163,18 +183,34 @@ def rollout(
     device: DeviceOption = "auto",
     json: ResultJsonOption = False,
 ) -> None:
-    """One prompt, some completions, each term of the reward, and the advantage GRPO would give them."""
-    from llmcore.records import Message, Prompt
-    from llmrl.evaluate import held_out_prompt, rollout_lines, show_rollout
+    """One prompt, some completions, each term of the reward, and the advantage GRPO would give them.
 
+    [bold]Examples[/bold]
+
+      llmrl rollout runs/grpo --reward literal
+
+      llmrl rollout runs/grpo --prompt "sorted([3, 1, 2])" --answer "[1, 2, 3]" --reward literal
+    """
+    from llmcore.errors import ConfigError
+    from llmcore.records import Message, Prompt
+    from llmrl.config import RewardSettings
+    from llmrl.prompts import held_out_prompts
+    from llmrl.show import rollout_lines, show_rollout
+
+    if prompt is None and answer is not None:
+        raise ConfigError(f"--answer {answer!r} does nothing without --prompt", hint="give its question: --prompt TEXT")
+    if prompt is not None and prompts is not None:
+        raise ConfigError(f"--prompts {prompts!r} does nothing beside --prompt", hint="give one of the two")
     if prompt is not None:
-        record = Prompt(prompt=(Message(role="user", content=prompt),), answer=answer)
+        record = Prompt(prompt=(Message(role="user", content=prompt),), answer=answer or "")
     else:
-        record = held_out_prompt(Path(prompts) if prompts else builtin_data("prompts"), seed)
+        records = held_out_prompts(Path(prompts) if prompts else builtin_data("prompts"))
+        record = records[seed % len(records)]
     rows = show_rollout(
         policy,
         record,
         reward=reward,
+        named=load_config(RewardSettings, settings or []).rewards,
         samples=samples,
         temperature=temperature,
         max_new_tokens=max_new_tokens,

@@ -73,6 +73,8 @@ class GRPOSettings(Config):
     """How far below 1 the probability ratio still gives a gradient."""
     epsilon_high: float | None = Field(None, gt=0)
     """How far above 1; as `epsilon` if absent (DAPO: 0.28)."""
+    delta: float | None = Field(None, gt=1)
+    """Above this ratio a bad token gives no gradient either (INTELLECT-2's two-sided clip); none: it always does."""
     loss_type: Literal["grpo", "bnpo", "dapo", "dr_grpo", "cispo"] = "dapo"
     """What the loss is averaged over; see `llmrl.grpo.aggregate`."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
@@ -81,6 +83,8 @@ class GRPOSettings(Config):
     """Divide advantages by the deviation of the group, of the batch, or by nothing (Dr. GRPO)."""
     mask_truncated_completions: bool = False
     """Leave completions that were cut out of the loss (DAPO)."""
+    entropy_coef: float = Field(0.0, ge=0)
+    """Weight of the policy's entropy, taken from the loss of each token: it keeps the policy from narrowing."""
     refill_attempts: int = Field(0, ge=0, le=8)
     """How often groups of equal rewards are replaced by groups of other prompts (DAPO's dynamic sampling)."""
 
@@ -103,7 +107,20 @@ class GRPOSettings(Config):
         """Settings that contradict each other."""
         if self.kl_in_reward and not self.beta:
             raise ValueError("kl_in_reward needs a beta above 0")
+        if self.kl_in_reward and self.kl_estimator != "k3":
+            raise ValueError(
+                f"kl_estimator={self.kl_estimator} does nothing: with kl_in_reward, k1 is taken from the reward"
+            )
+        if self.delta is not None and self.loss_type == "cispo":
+            raise ValueError("delta does nothing with loss_type=cispo, whose ratio is capped at 1 + epsilon_high")
+        if self.delta is not None and self.delta <= self.clip_range[1]:
+            raise ValueError(f"delta is {self.delta}, but must be above 1 + epsilon_high, {self.clip_range[1]}")
         return self
+
+    @property
+    def clip_range(self) -> tuple[float, float]:
+        """Between which ratios a token gives a gradient."""
+        return 1 - self.epsilon, 1 + (self.epsilon_high or self.epsilon)
 
 
 class PPOSettings(Config):
@@ -126,13 +143,17 @@ class PPOSettings(Config):
     lam: float = Field(0.95, ge=0, le=1)
     """GAE's trade of bias (0) against variance (1)."""
     cliprange: float = Field(0.2, gt=0)
-    """How far from 1 the probability ratio still gives a gradient."""
+    """How far below 1 the probability ratio still gives a gradient."""
+    cliprange_high: float | None = Field(None, gt=0)
+    """How far above 1; as `cliprange` if absent."""
     dual_clip: float | None = Field(None, gt=1)
     """Also bound the loss of a bad token at this multiple of its advantage (3 is usual)."""
     cliprange_value: float = Field(0.2, gt=0)
     """How far a value may move from the one at sampling."""
-    vf_coef: float = Field(0.1, ge=0)
-    """Weight of the value loss; 1 is usual with a separate critic."""
+    vf_coef: float | None = Field(None, ge=0)
+    """Weight of the value loss; if absent 0.1 with a shared trunk, and 1 with a separate critic."""
+    entropy_coef: float = Field(0.0, ge=0)
+    """Weight of the policy's entropy, mean over tokens, in the loss: it keeps the policy from narrowing."""
     whiten_advantages: bool = True
     """Bring advantages to mean 0 and variance 1 over the rollout's tokens."""
     whiten_rewards: bool = False
@@ -146,8 +167,32 @@ class PPOSettings(Config):
     stop_kl: float | None = Field(None, gt=0)
     """Leave the rest of a rollout's updates out when an update is this far (approxkl, nats per token) from it."""
 
+    @model_validator(mode="after")
+    def check(self) -> "PPOSettings":
+        """Settings that do nothing."""
+        if self.kl_target is None and self.horizon != type(self).model_fields["horizon"].default:
+            raise ValueError(f"horizon={self.horizon} does nothing without a kl_target: kl_coef is then fixed")
+        return self
 
-class RLConfig(Config):
+    @property
+    def clip_range(self) -> tuple[float, float]:
+        """Between which ratios a token gives a gradient."""
+        return 1 - self.cliprange, 1 + (self.cliprange_high or self.cliprange)
+
+    @property
+    def value_weight(self) -> float:
+        """Of the value loss: `vf_coef`, or what suits the critic."""
+        return self.critic.value_weight if self.vf_coef is None else self.vf_coef
+
+
+class RewardSettings(Config):
+    """What names in `--reward` mean, beyond the rules and folders that everybody has."""
+
+    rewards: dict[str, AnyReward] = {}
+    """Rules with settings of their own, by the name that `--reward` uses: [rewards.short] kind = "length"."""
+
+
+class RLConfig(RewardSettings):
     """What PPO and GRPO have in common."""
 
     inputs: RLInputs = RLInputs()
@@ -157,8 +202,6 @@ class RLConfig(Config):
     lora: OptionalAdapter = None
     """Train adapters beside frozen weights (`lora.rank=8`); none: train all weights. The policy without its adapters is
     then the reference, and the output is an adapter, which every command takes in place of a policy."""
-    rewards: dict[str, AnyReward] = {}
-    """Rules with settings of their own, by the name that `inputs.reward` uses: [rewards.short] kind = "length"."""
 
 
 class GRPOConfig(RLConfig):

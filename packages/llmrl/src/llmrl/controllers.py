@@ -28,7 +28,7 @@ class RunningMoments:
         self.count, self.mean, self.squares = count, mean, squares
 
     def update(self, scores: Tensor) -> None:
-        """Add some scores."""
+        """Add the scores (N,) of a rollout."""
         if not len(scores):
             return
         values = scores.double()

@@ -4,7 +4,7 @@ A critic gives the value of the state before each sampled token. Both begin by s
 a reward model: that one begins with the reward it would give there.
 """
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:  # settings are read without torch
 
 
 class Critic(Part):
-    """The contract: `build` gives the module that values states."""
+    """The contract: `build` gives the module that values states; `value_weight` is ppo.vf_coef where none is given."""
+
+    value_weight: ClassVar[float] = 1.0
 
     def build(self, policy: "Transformer", start: "Scorer | Transformer | None") -> "CriticModel":
         """The critic of `policy`; `start` is what `inputs.critic` names."""
@@ -36,6 +38,7 @@ class SharedTrunk(Critic):
     """A linear head on the policy's trunk: cheap, and its gradient reaches the trunk through ppo.vf_coef."""
 
     kind: Literal["shared"] = "shared"
+    value_weight: ClassVar[float] = 0.1
 
     def build(self, policy: "Transformer", start: "Scorer | Transformer | None") -> "CriticModel":  # noqa: ARG002
         from llmrl.critic_models import ValueHead

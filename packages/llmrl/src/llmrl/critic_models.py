@@ -5,9 +5,9 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from llmcore.model.dropout import switch_dropout_off
 from llmcore.model.transformer import Transformer
 from llmcore.scoring import Scorer
-from llmrl.rollout import switch_dropout_off
 from llmrl.states import sampled_states
 
 

@@ -8,40 +8,46 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from pydantic import JsonValue
 from torch import Tensor
 
-from llmcore.checkpoint import load_checkpoint
+from llmcore.checkpoint import Checkpoint, load_checkpoint
 from llmcore.generate.sampling import Sampling
 from llmcore.intervals import Interval, mean
+from llmcore.manifest import read_manifest
 from llmcore.model.transformer import Transformer
-from llmcore.records import Prompt, load_records
 from llmcore.storage import write_durably
 from llmcore.tokenizer import Tokenizer, require_same_tokenizer
 from llmcore.train.device import resolve_device
-from llmrl.advantages import group_advantages
 from llmrl.best_of import best_of, best_of_divergence, pass_rates
+from llmrl.logprobs import reference_logprobs, rollout_logprobs
+from llmrl.prompts import Prompts, held_out_prompts
 from llmrl.rewards.names import build_rewards
+from llmrl.rewards.reward import Reward
 from llmrl.rewards.sums import Rewards
-from llmrl.rollout import Prompts, Rollout, complete, number_or_none, reference_logprobs, score_rows
+from llmrl.rollout import Rollout, complete
+from llmrl.samples import number_or_none
+
+FITTING = "shorten them, or lower --max-new-tokens"
+"""What to do about prompts that are too long for the context."""
 
 
 class Answers(NamedTuple):
     """One policy's completions of some prompts, `samples` of each, and what they earned."""
 
     rewards: Tensor
-    """(P·S,) NaN where unscorable."""
+    """(P·G,) NaN where unscorable."""
     terms: dict[str, Tensor]
-    """(P·S,) each."""
+    """(P·G,) each."""
     lengths: Tensor
-    """(P·S,) tokens."""
+    """(P·G,) tokens."""
     truncated: Tensor
-    """(P·S,) bool."""
+    """(P·G,) bool."""
     divergence: Tensor | None
-    """(P·S,) log policy/reference summed over the tokens; its mean estimates the KL. None without a reference."""
+    """(P·G,) log policy/reference summed over the tokens; its mean estimates the KL. None without a reference."""
     samples: int
     """Completions of each prompt."""
     texts: list[str]
@@ -78,7 +84,7 @@ def answer(
 
 def divergence(model: Transformer, reference: Transformer, rollout: Rollout, *, temperature: float) -> Tensor:
     """(B,) log policy/reference of each completion: on samples of the policy its mean is KL(policy‖reference)."""
-    policy = score_rows(model, rollout, temperature=temperature)
+    policy = rollout_logprobs(model, rollout, temperature=temperature)
     other = reference_logprobs(model, reference, rollout, temperature=temperature)
     return torch.where(rollout.mask[:, 1:], policy - other, 0.0).sum(1).cpu()
 
@@ -121,7 +127,7 @@ def gains(first: Answers, second: Answers) -> dict[str, Interval]:
 
 
 def per_prompt(values: Tensor, samples: int) -> Tensor:
-    """(P·S,) -> (P,) means of what is not NaN; samples of one prompt are not independent, prompts are."""
+    """(P·G,) -> (P,) means of what is not NaN; samples of one prompt are not independent, prompts are."""
     return values.double().view(-1, samples).nanmean(1)
 
 
@@ -141,6 +147,7 @@ def evaluate_checkpoints(
     *,
     reward: str | None,
     prompts: Path,
+    named: Mapping[str, Reward] | None = None,
     reference: Path | None = None,
     count: int = 500,
     samples: int = 1,
@@ -151,52 +158,88 @@ def evaluate_checkpoints(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """By checkpoint, then `sampled`, `greedy` and the gains over the first checkpoint: figures with intervals.
 
-    `answers` names a file that takes every completion, one JSON object a line.
+    Rewards are those `named` here, then those that the checkpoints were trained with; the KL is taken to `reference`,
+    or to the first. `answers` names a file that takes every completion, one JSON object a line.
     """
     where = resolve_device(device)
     first = load_checkpoint(folders[0], expect="policy", device=where)
-    anchor_folder = reference or folders[0]
-    anchor = load_checkpoint(anchor_folder, expect="policy", device=where)
-    require_same_tokenizer(anchor_folder, anchor.tokenizer, first.tokenizer, of="the policy")
-    rewards = build_rewards(reward, tokenizer=first.tokenizer, device=where)
-    records, _ = load_records(prompts, Prompt, "valid")
-    held_out = Prompts(
-        records[:count], first.tokenizer, longest=first.model.config.context - max_new_tokens, max_dropped=1.0
-    )
-    chosen = range(len(held_out.records))
+    anchor = first if reference is None else load_comparable(reference, first.tokenizer, device=where)
+    manifests = [read_manifest(folder) for folder in folders]
+    rewards = build_rewards(reward, tokenizer=first.tokenizer, named=named, policies=manifests, device=where)
+    longest = first.model.config.context - max_new_tokens
+    records = held_out_prompts(prompts)[:count]
+    held_out = Prompts(records, first.tokenizer, longest=longest, max_dropped=1.0, hint=FITTING)
     report: dict[str, dict[str, dict[str, float]]] = {}
     base: dict[str, Answers] = {}
     given: list[dict[str, JsonValue]] = []
     for folder in folders:
-        model = load_checkpoint(folder, expect="policy", device=where)
-        require_same_tokenizer(folder, model.tokenizer, first.tokenizer, of="the policy")
-        entry: dict[str, dict[str, float]] = {}
-        for way, temperature, times in (("sampled", 1.0, samples), ("greedy", 0.0, 1)):
-            found = answer(
-                model.model,
-                held_out,
-                chosen,
-                first.tokenizer,
-                rewards=rewards,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                samples=times,
-                seed=seed,
-                reference=anchor.model if temperature else None,
-            )
-            figures = summarize(found) | {name: interval(values) for name, values in several(found).items()}
-            if times > 1:
-                figures[f"best_of_{times}/kl_at_most"] = Interval(*[best_of_divergence(times)] * 3)
-            if way in base:
-                figures |= gains(base[way], found)
-            base.setdefault(way, found)
-            entry |= {f"{way}/{name}": figure._asdict() for name, figure in figures.items()}
-            given += answer_lines(folder, way, held_out, found)
-        report[str(folder)] = entry
+        checkpoint = first if folder == folders[0] else load_comparable(folder, first.tokenizer, device=where)
+        found = evaluate_policy(
+            checkpoint.model,
+            held_out,
+            first.tokenizer,
+            rewards=rewards,
+            reference=anchor.model,
+            max_new_tokens=max_new_tokens,
+            samples=samples,
+            seed=seed,
+        )
+        report[str(folder)] = {
+            f"{way}/{name}": figure._asdict()
+            for way, ours in found.items()
+            for name, figure in figures_of(ours, base=base.get(way)).items()
+        }
+        given += [line for way, ours in found.items() for line in answer_lines(folder, way, held_out, ours)]
+        base = base or found
     if answers is not None:
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in given)
         write_durably(answers, text.encode("utf-8", "surrogatepass"))
     return report
+
+
+def load_comparable(folder: Path, tokenizer: Tokenizer, *, device: torch.device) -> Checkpoint:
+    """A policy whose tokens are those of another."""
+    checkpoint = load_checkpoint(folder, expect="policy", device=device)
+    require_same_tokenizer(folder, checkpoint.tokenizer, tokenizer, of="the policy")
+    return checkpoint
+
+
+def evaluate_policy(
+    model: Transformer,
+    prompts: Prompts,
+    tokenizer: Tokenizer,
+    *,
+    rewards: Rewards,
+    reference: Transformer,
+    max_new_tokens: int,
+    samples: int = 1,
+    seed: int = 0,
+) -> dict[str, Answers]:
+    """What a policy answers to all prompts: `sampled`, so many completions of each, and `greedy`, one."""
+    return {
+        way: answer(
+            model,
+            prompts,
+            range(len(prompts.records)),
+            tokenizer,
+            rewards=rewards,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            samples=times,
+            seed=seed,
+            reference=reference if temperature else None,
+        )
+        for way, temperature, times in (("sampled", 1.0, samples), ("greedy", 0.0, 1))
+    }
+
+
+def figures_of(answers: Answers, *, base: Answers | None = None) -> dict[str, Interval]:
+    """The figures of one policy's answers, and what it gains over those of a `base`."""
+    figures = summarize(answers) | {name: interval(values) for name, values in several(answers).items()}
+    if answers.samples > 1:
+        divergence_at_most = best_of_divergence(answers.samples)
+        figures[f"best_of_{answers.samples}/kl_at_most"] = Interval(*[divergence_at_most] * 3)
+    return figures if base is None else figures | gains(base, answers)
 
 
 def answer_lines(folder: Path, way: str, prompts: Prompts, answers: Answers) -> list[dict[str, JsonValue]]:
@@ -222,60 +265,4 @@ def report_lines(report: Mapping[str, Mapping[str, Mapping[str, float]]]) -> lis
         lines.append(folder)
         for name, figure in figures.items():
             lines.append(f"  {name:<36} {figure['value']:9.4f}  [{figure['low']:.4f}, {figure['high']:.4f}]")
-    return lines
-
-
-def held_out_prompt(path: Path, number: int) -> Prompt:
-    """A held-out prompt by number."""
-    records, _ = load_records(path, Prompt, "valid")
-    return records[number % len(records)]
-
-
-def show_rollout(
-    folder: Path,
-    record: Prompt,
-    *,
-    reward: str | None,
-    samples: int,
-    temperature: float,
-    max_new_tokens: int,
-    seed: int,
-    device: str = "auto",
-) -> list[dict[str, JsonValue]]:
-    """Completions of one prompt with each reward and the advantage within the group."""
-    policy = load_checkpoint(folder, expect="policy", device=resolve_device(device))
-    rewards = build_rewards(reward, tokenizer=policy.tokenizer, device=resolve_device(device))
-    prompts = Prompts([record], policy.tokenizer, longest=policy.model.config.context - max_new_tokens)
-    found = answer(
-        policy.model,
-        prompts,
-        [0],
-        policy.tokenizer,
-        rewards=rewards,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        samples=samples,
-        seed=seed,
-    )
-    advantages = group_advantages(found.rewards, samples=samples).advantages
-    return [
-        {
-            "completion": text,
-            "reward": number_or_none(found.rewards[i]),
-            "rewards": {name: number_or_none(values[i]) for name, values in found.terms.items()},
-            "advantage": float(advantages[i]),
-            "tokens": int(found.lengths[i]),
-            "stopped": not bool(found.truncated[i]),
-        }
-        for i, text in enumerate(found.texts)
-    ]
-
-
-def rollout_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The same for a terminal: reward, advantage, every term if there are several, tokens, and the text."""
-    lines = []
-    for row in rows:
-        terms = "".join(f"  {name} {value}" for name, value in row["rewards"].items() if len(row["rewards"]) > 1)
-        tokens = f"{row['tokens']:>4}{' ' if row['stopped'] else '…'}"
-        lines.append(f"  {row['reward']!s:>9}  A {row['advantage']:+.2f}{terms}  {tokens} {row['completion']!r}")
     return lines

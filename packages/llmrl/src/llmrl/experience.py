@@ -12,12 +12,13 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
+from llmcore.losses import Figure
 from llmcore.train.memory import memory_advice
 from llmcore.train.source import SourceState
 
 ROLLOUTS_NEED = "rollout.max_completion_length or train.batch (the completions of an update), or take a smaller policy"
 
-Metrics = Mapping[str, tuple[float, int]]
+Metrics = Mapping[str, Figure]
 
 
 class Experience(NamedTuple):
@@ -175,4 +176,12 @@ class Experiences:
 def as_metrics(values: JsonValue) -> Metrics:
     """The figures of a rollout, from the state of a run."""
     assert isinstance(values, dict), values
-    return {name: (float(pair[0]), int(pair[1])) for name, pair in values.items() if isinstance(pair, list)}  # type: ignore[arg-type]
+    return {name: as_figure(*pair) for name, pair in values.items() if isinstance(pair, list)}
+
+
+def as_figure(value: JsonValue, how: JsonValue) -> Figure:
+    """A figure, from its two parts."""
+    assert isinstance(value, float | int) and isinstance(how, int | str), (value, how)
+    if isinstance(how, str):
+        return float(value), "max" if how == "max" else "min"
+    return float(value), how

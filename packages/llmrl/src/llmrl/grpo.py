@@ -2,7 +2,8 @@
 
 1. Sample G completions of each prompt from the policy; a reward r for each.
 2. Advantage: A_i = (r_i - mean of its group) / (deviation of its group), the same for every token of completion i.
-3. Loss of token t: l_t = -min(ρ_t A, clip(ρ_t, 1-ε, 1+ε_high) A) + β·KL_t, where ρ_t = π(t)/π_old(t).
+3. Loss of token t: l_t = -min(ρ_t A, clip(ρ_t, 1-ε, 1+ε_high) A) + β·KL_t - entropy_coef·H_t, ρ_t = π(t)/π_old(t); with
+   `delta` the first ρ_t is at most that, so that a bad token which has become likely does not rule the step.
 4. Average l over the tokens, as `loss_type` says.
 
 With one update per rollout π_old is π itself: ρ = 1 exactly, nothing is clipped, and the loss is about 0 while its
@@ -28,9 +29,11 @@ from llmcore.train.seeds import step_seed
 from llmrl.advantages import GroupAdvantages, group_advantages
 from llmrl.config import GRPOConfig, GRPOSettings
 from llmrl.experience import Experience
-from llmrl.metrics import clip_metrics, group_metrics, kl_metrics, masked_sum
+from llmrl.logprobs import reference_logprobs, rollout_logprobs
+from llmrl.metrics import clip_metrics, group_metrics, kl_metrics, masked_sum, ratio_metrics
+from llmrl.prompts import Prompts
 from llmrl.rewards.sums import Rewards, Scores, check_scorable
-from llmrl.rollout import Prompts, Rollout, join, reference_logprobs, sample_rollout, score_rows
+from llmrl.rollout import Rollout, join, sample_rollout
 from llmrl.samples import SampleLog
 from llmrl.states import sampled_logprobs
 
@@ -73,21 +76,20 @@ class GRPO:
             log_ratio = torch.where(rollout.mask[:, 1:], old - reference, 0.0)
             rewards = rewards - self.settings.beta * log_ratio.sum(1).cpu()
             divergence = kl_metrics(old, reference, rollout.mask[:, 1:])
-        compared = self.compare(rewards)
+        advantages = self.compare(rewards).advantages
         if self.log is not None:
-            self.log.add(step + 1, rollout, scores.terms, scores.total, compared.advantages)
+            self.log.add(step + 1, rollout, scores.terms, scores.total, advantages)
         mask = rollout.mask
         if self.settings.mask_truncated_completions:
             mask = mask & ~rollout.truncated[:, None]
             check_some_ended(mask, number, longest=self.config.rollout.max_completion_length)
-        advantages = compared.advantages.to(mask.device)[:, None] * mask[:, 1:]
         return Experience(
             rollout.ids,
             mask,
-            advantages,
+            advantages.to(mask.device)[:, None] * mask[:, 1:],
             old_logprobs=old if self.settings.num_iterations > 1 else None,
             reference_logprobs=None if self.settings.kl_in_reward else reference,
-            metrics=group_metrics(rollout, scores, compared) | divergence,
+            metrics=group_metrics(rollout, scores, self.compare(scores.total)) | divergence,
         )
 
     def loss(self, model: nn.Module, batch: Experience) -> Loss:
@@ -120,6 +122,7 @@ class GRPO:
     def sample_groups(
         self, policy: Transformer, chosen: list[int], number: int, attempt: int
     ) -> tuple[Rollout, Scores]:
+        """G completions of each of the `chosen` prompts, groups in their order, and what they earned: P·G rows."""
         G = self.settings.num_generations  # noqa: N806
         rollout = sample_rollout(
             policy,
@@ -143,13 +146,14 @@ class GRPO:
         temperature = self.config.rollout.temperature
         old = reference = None
         if self.settings.num_iterations > 1 or self.settings.kl_in_reward:
-            old = score_rows(policy, rollout, temperature=temperature, ranks=self.ranks)
+            old = rollout_logprobs(policy, rollout, temperature=temperature, ranks=self.ranks)
         if self.reference is not None:
             other = policy if self.reference is self.policy else self.reference
             reference = reference_logprobs(policy, other, rollout, temperature=temperature, ranks=self.ranks)
         return old, reference
 
     def compare(self, rewards: Tensor) -> GroupAdvantages:
+        """Rewards (P·G,) within their groups."""
         return group_advantages(rewards, samples=self.settings.num_generations, scale=self.settings.scale_rewards)
 
     def begin(self) -> None:
@@ -180,16 +184,22 @@ def check_some_ended(mask: Tensor, number: int, *, longest: int) -> None:
 def grpo_loss(
     model: Transformer, batch: Experience, settings: GRPOSettings, *, temperature: float, longest: int
 ) -> Loss:
-    """`token_losses` of the live model, added up; `longest` is the longest completion that could be sampled."""
+    """`token_losses` of the live model, with KL and entropy, added up as `loss_type` says.
+
+    ids and mask (B, T), the tensors of tokens (B, T-1); `longest` is the longest completion that could be sampled.
+    """
     mask = batch.mask[:, 1:]
     advantages = torch.where(mask, batch.advantages, 0.0)
-    logprobs, entropies = sampled_logprobs(model, batch.ids, batch.mask, temperature=temperature, entropy=True)
+    logprobs, entropies = sampled_logprobs(
+        model, batch.ids, batch.mask, temperature=temperature, entropy=True, entropy_gradient=settings.entropy_coef > 0
+    )
     old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
     ratio = probability_ratio(logprobs, old, mask, level=settings.importance_sampling_level)
     losses = token_losses(logprobs, ratio, advantages, settings)
-    low, high = clip_range(settings)
-    metrics = clip_metrics(ratio.detach(), advantages, mask, low=low, high=high)
-    metrics["entropy"] = masked_sum(entropies, mask)
+    if settings.entropy_coef:
+        losses = losses - settings.entropy_coef * entropies
+    metrics = ratio_metrics(ratio.detach(), mask) | clip_metrics(ratio.detach(), advantages, mask, settings)
+    metrics["entropy"] = masked_sum(entropies.detach(), mask)
     if batch.reference_logprobs is not None:
         losses = losses + settings.beta * kl_losses(
             logprobs, batch.reference_logprobs, mask, estimator=settings.kl_estimator
@@ -209,22 +219,18 @@ def probability_ratio(logprobs: Tensor, old: Tensor, mask: Tensor, *, level: str
 
 
 def token_losses(logprobs: Tensor, ratio: Tensor, advantages: Tensor, settings: GRPOSettings) -> Tensor:
-    """The clipped objective of each token, negated; with cispo the capped ratio only weighs the gradient. (B, T-1)"""
-    low, high = clip_range(settings)
+    """The clipped objective of each token, negated; with cispo the capped ratio only weighs the gradient; (B, T-1)."""
+    low, high = settings.clip_range
     if settings.loss_type == "cispo":
         return -ratio.detach().clamp(max=high) * advantages * logprobs
-    return -torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
+    bounded = ratio if settings.delta is None else ratio.clamp(max=settings.delta)
+    return -torch.minimum(bounded * advantages, ratio.clamp(low, high) * advantages)
 
 
 def kl_losses(logprobs: Tensor, reference: Tensor, mask: Tensor, *, estimator: str) -> Tensor:
     """k2 or k3 of each token. (B, T-1)"""
     log_ratio = torch.where(mask, logprobs - reference, 0.0)
     return log_ratio.square() / 2 if estimator == "k2" else torch.expm1(-log_ratio) + log_ratio
-
-
-def clip_range(settings: GRPOSettings) -> tuple[float, float]:
-    """Between which ratios a token gives a gradient."""
-    return 1 - settings.epsilon, 1 + (settings.epsilon_high or settings.epsilon)
 
 
 def aggregate(losses: Tensor, mask: Tensor, loss_type: str, *, longest: int) -> tuple[Tensor, int]:

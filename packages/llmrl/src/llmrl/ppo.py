@@ -5,9 +5,9 @@
 3. Reward of token t: -kl_coef · (log π_old - log ref); on the last token also the score.
 4. GAE gives advantages and, before any whitening, returns R = A + V.
 5. For some epochs, in mini-batches: ρ = π/π_old,
-   policy loss  -min(ρ A, clip(ρ, 1-c, 1+c) A), if A < 0 at most dual_clip·|A|
+   policy loss  -min(ρ A, clip(ρ, 1-c, 1+c_high) A), if A < 0 at most dual_clip·|A|
    value loss   ½ max((V - R)², (clip(V, V_old ± c) - R)²)
-   averaged over the tokens of the update.
+   policy loss + vf_coef · value loss - entropy_coef · entropy, averaged over the tokens of the update.
 6. Once per rollout kl_coef moves towards `kl_target`, which is in nats per completion: KL summed over its tokens.
 
 The critic is a part (`ppo.critic`): a linear head on the policy's own trunk, which its gradient reaches through
@@ -31,17 +31,11 @@ from llmrl.config import PPOConfig, PPOSettings
 from llmrl.controllers import KLCoefficient, RunningMoments
 from llmrl.critic_models import CriticModel, ValueHead
 from llmrl.experience import Experience
-from llmrl.metrics import critic_metrics, masked_sum, max_gap
+from llmrl.logprobs import pieces, reference_logprobs
+from llmrl.metrics import Figures, critic_metrics, length_metrics, masked_sum, max_gap
+from llmrl.prompts import Prompts
 from llmrl.rewards.sums import Rewards, check_scorable, sum_and_count
-from llmrl.rollout import (
-    SCORING_ROWS,
-    Prompts,
-    Rollout,
-    length_metrics,
-    pieces,
-    reference_logprobs,
-    sample_rollout,
-)
+from llmrl.rollout import Rollout, sample_rollout
 from llmrl.samples import SampleLog
 from llmrl.states import logprobs_of_states, sampled_states, spread
 
@@ -55,10 +49,14 @@ class ActorCritic(nn.Module):
         self.policy = policy
         self.critic = critic or ValueHead(policy.config.width)
 
-    def forward(self, ids: Tensor, mask: Tensor, *, temperature: float = 1.0) -> "Judged":
+    def forward(
+        self, ids: Tensor, mask: Tensor, *, temperature: float = 1.0, entropy_gradient: bool = False
+    ) -> "Judged":
         """ids and mask (B, T) -> what is said of the masked tokens; V_t is that of the state before token t."""
         states = sampled_states(self.policy, ids, mask)
-        logprobs, entropies = logprobs_of_states(self.policy, states, ids, mask, temperature, entropy=True)
+        logprobs, entropies = logprobs_of_states(
+            self.policy, states, ids, mask, temperature, entropy=True, entropy_gradient=entropy_gradient
+        )
         return Judged(logprobs, entropies, spread(self.critic(states, ids, mask), mask))
 
 
@@ -136,11 +134,11 @@ class PPO:
         """`ppo_loss` of the live policy; remembers how far the update is from the rollout."""
         assert isinstance(model, ActorCritic)
         loss = ppo_loss(model, batch, self.settings, temperature=self.config.rollout.temperature)
-        total, count = loss.metrics["policy/approxkl_avg"]
-        self.update_kl = (self.update_kl[0] + total, self.update_kl[1] + count)
+        self.update_kl = (self.update_kl[0] + loss.metrics["policy/approxkl_avg"][0], self.update_kl[1] + loss.count)
         return loss
 
     def sample(self, actor: ActorCritic, number: int) -> Rollout:
+        """One completion of each of B prompts, the next ones in order: train.batch for each mini-batch."""
         return sample_rollout(
             actor.policy,
             self.prompts,
@@ -158,7 +156,7 @@ class PPO:
         none = torch.zeros(0, rollout.ids.shape[1] - 1, device=rollout.ids.device)
         found = [Judged(none, none, none)]
         with torch.no_grad():
-            for p in pieces(self.ranks.share(count), SCORING_ROWS):
+            for p in pieces(self.ranks.share(count)):
                 found.append(actor(rollout.ids[p], rollout.mask[p], temperature=temperature))
         other = actor.policy if self.reference is self.actor.policy else self.reference
         reference = reference_logprobs(actor.policy, other, rollout, temperature=temperature, ranks=self.ranks)
@@ -180,7 +178,7 @@ class PPO:
 
     def objective_metrics(
         self, judged: Judged, points: Tensor, log_ratio: Tensor, mask: Tensor, *, known: Tensor
-    ) -> dict[str, tuple[float, int]]:
+    ) -> Figures:
         """TRL's `objective/…`: means over completions of sums over tokens."""
         count = int(known.sum())
         cost = self.kl_coef.value * float(log_ratio.sum())
@@ -215,42 +213,41 @@ class PPO:
 
 
 def ppo_loss(model: ActorCritic, batch: Experience, settings: PPOSettings, *, temperature: float) -> Loss:
-    """Clipped policy and value losses, summed over the tokens."""
+    """Clipped policy and value losses and the entropy, summed over the tokens; ids and mask (B, T), others (B, T-1)."""
     assert batch.old_logprobs is not None and batch.values is not None and batch.returns is not None
     mask = batch.mask[:, 1:]
-    judged = model(batch.ids, batch.mask, temperature=temperature)
+    judged = model(batch.ids, batch.mask, temperature=temperature, entropy_gradient=settings.entropy_coef > 0)
     difference = torch.where(mask, judged.logprobs - batch.old_logprobs, 0.0)
     ratio = difference.exp()
     advantages = torch.where(mask, batch.advantages, 0.0)
-    policy, clipped = policy_losses(ratio, advantages, cliprange=settings.cliprange, dual_clip=settings.dual_clip)
+    policy, clipped = policy_losses(ratio, advantages, clip_range=settings.clip_range, dual_clip=settings.dual_clip)
     value, value_clipped = value_losses(
         torch.where(mask, judged.values, 0.0),
         old=torch.where(mask, batch.values, 0.0),
         returns=torch.where(mask, batch.returns, 0.0),
         cliprange=settings.cliprange_value,
     )
-    tokens = int(mask.sum())
-    metrics = {
+    metrics: Figures = {
         "policy/approxkl_avg": masked_sum(0.5 * difference.detach().square(), mask),
         "policy/clipfrac_avg": masked_sum(clipped.float(), mask),
-        "policy/entropy_avg": masked_sum(judged.entropies, mask),
+        "policy/entropy_avg": masked_sum(judged.entropies.detach(), mask),
         "loss/policy_avg": masked_sum(policy.detach(), mask),
         "loss/value_avg": masked_sum(value.detach(), mask),
         "val/clipfrac_avg": masked_sum(value_clipped.float(), mask),
         "val/ratio": masked_sum(ratio.detach(), mask),
-        "val/ratio_var": (float(ratio.detach()[mask].var()) if tokens > 1 else 0.0, 1),
+        "val/ratio_var": masked_sum((ratio.detach() - 1).square(), mask),  # 1: its expectation
         "val/ratio_max_gap": max_gap(ratio.detach(), mask),
     }
-    total = torch.where(mask, policy + settings.vf_coef * value, 0.0).sum()
-    return Loss(total, tokens, metrics | dict(batch.metrics))
+    losses = policy + settings.value_weight * value - settings.entropy_coef * judged.entropies
+    return Loss(torch.where(mask, losses, 0.0).sum(), int(mask.sum()), metrics | dict(batch.metrics))
 
 
 def policy_losses(
-    ratio: Tensor, advantages: Tensor, *, cliprange: float, dual_clip: float | None
+    ratio: Tensor, advantages: Tensor, *, clip_range: tuple[float, float], dual_clip: float | None
 ) -> tuple[Tensor, Tensor]:
-    """The clipped objective of each token, negated, and where the clip takes the gradient away. Same shapes."""
+    """The clipped objective of each token, negated, and where the clip takes the gradient away. All (B, T-1)."""
     plain = -ratio * advantages
-    bounded = -ratio.clamp(1 - cliprange, 1 + cliprange) * advantages
+    bounded = -ratio.clamp(*clip_range) * advantages
     losses = torch.maximum(plain, bounded)
     clipped = bounded > plain
     if dual_clip is not None:
@@ -261,7 +258,10 @@ def policy_losses(
 
 
 def value_losses(values: Tensor, *, old: Tensor, returns: Tensor, cliprange: float) -> tuple[Tensor, Tensor]:
-    """½ max((V - R)², (clip(V, V_old ± cliprange) - R)²) of each token, and where the clip takes the gradient away."""
+    """½ max((V - R)², (clip(V, V_old ± cliprange) - R)²) of each token, and where the clip takes the gradient away.
+
+    All (B, T-1).
+    """
     near = old + (values - old).clamp(-cliprange, cliprange)
     plain, bounded = (values - returns).square(), (near - returns).square()
     return 0.5 * torch.maximum(plain, bounded), (bounded > plain).detach()

@@ -1,33 +1,25 @@
-"""Completions of prompts by the live policy, and their log-probabilities under any policy.
+"""Completions of prompts by the live policy.
 
 Rows are prompt and completion side by side, padded on the right. The mask says which tokens the policy sampled: it is
-built from positions, and includes the stop token. Which prompts a rollout has is a function of (seed, number).
+built from positions, and includes the stop token.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from llmcore.batching import pad_rows
-from llmcore.chat import render_chat
-from llmcore.errors import DataError
 from llmcore.generate.engine import generate
 from llmcore.generate.noise import sequence_seeds
 from llmcore.generate.sampling import Sampling
-from llmcore.model.adapters import adapters_off
 from llmcore.model.transformer import Transformer
-from llmcore.records import Prompt
 from llmcore.tokenizer import Tokenizer
 from llmcore.train.distributed import ALONE, Ranks
 from llmrl.config import RolloutConfig
+from llmrl.prompts import Prompts
 from llmrl.rewards.reward import Sample
-from llmrl.states import sampled_logprobs
-
-SCORING_ROWS = 128
-"""Rows of one forward pass without gradients."""
 
 
 class Rollout(NamedTuple):
@@ -46,44 +38,6 @@ class Rollout(NamedTuple):
     def lengths(self) -> Tensor:
         """(B,) tokens of each completion."""
         return self.mask.sum(1)
-
-
-class Prompts:
-    """Prompts rendered for generation; those too long for the context are dropped and counted."""
-
-    def __init__(
-        self, records: Sequence[Prompt], tokenizer: Tokenizer, *, longest: int, max_dropped: float = 0.0
-    ) -> None:
-        rendered = [render_chat(record.prompt, tokenizer, generation_prompt=True).ids for record in records]
-        kept = [i for i, ids in enumerate(rendered) if len(ids) <= longest]
-        dropped = len(records) - len(kept)
-        if not kept or dropped > max_dropped * len(records):
-            raise DataError(
-                f"{dropped} of {len(records)} prompts have more than {longest} tokens (the longest "
-                f"{max(map(len, rendered), default=0)}), which with the completion is more than the model's context",
-                hint="shorten them, lower rollout.max_completion_length, or allow it with rollout.max_dropped=1",
-            )
-        self.records = [records[i] for i in kept]
-        self.ids = [rendered[i] for i in kept]
-        self.counts = {"prompts": len(kept), "dropped: too long": dropped}
-
-    def draw(self, seed: int, number: int, count: int) -> list[int]:
-        """The prompts of one rollout: epochs are permutations, and rollout `number` takes the next `count` of them."""
-        total = len(self.records)
-        drawn: list[int] = []
-        place = number * count
-        while len(drawn) < count:
-            epoch, start = divmod(place, total)
-            order = np.random.default_rng([seed, epoch]).permutation(total)
-            piece = order[start : start + count - len(drawn)].tolist()
-            drawn += piece
-            place += len(piece)
-        return drawn
-
-    def draw_again(self, seed: int, number: int, attempt: int, count: int) -> list[int]:
-        """Other prompts for attempt `attempt` of a rollout, a function of the three."""
-        chosen = np.random.default_rng([seed, number, attempt]).integers(len(self.records), size=count)
-        return [int(place) for place in chosen]
 
 
 def sample_rollout(
@@ -169,66 +123,3 @@ def join(first: Rollout, kept: Tensor, second: Rollout, *, pad_id: int) -> Rollo
         torch.cat([first.truncated[kept], second.truncated]),
         [first.samples[i] for i in kept.tolist()] + second.samples,
     )
-
-
-def score_rows(
-    model: Transformer, rollout: Rollout, *, temperature: float, rows: int = SCORING_ROWS, ranks: Ranks = ALONE
-) -> Tensor:
-    """(B, T-1) log-probabilities of the sampled tokens by the training forward, without a gradient; 0 elsewhere.
-
-    Each of the `ranks` computes its share of the rows; all get all.
-    """
-    count, columns = len(rollout.ids), rollout.ids.shape[1] - 1
-    found = [torch.zeros(0, columns, device=rollout.ids.device)]
-    with torch.no_grad():
-        for p in pieces(ranks.share(count), rows):
-            found.append(sampled_logprobs(model, rollout.ids[p], rollout.mask[p], temperature=temperature)[0])
-    return ranks.join_rows(torch.cat(found), count)
-
-
-def pieces(share: slice, rows: int) -> list[slice]:
-    """A run of rows in pieces of at most so many."""
-    return [slice(start, min(start + rows, share.stop)) for start in range(share.start, share.stop, rows)]
-
-
-def reference_logprobs(
-    policy: Transformer, reference: Transformer, rollout: Rollout, *, temperature: float, ranks: Ranks = ALONE
-) -> Tensor:
-    """(B, T-1) by the reference: a model of its own, or the policy itself, which then means without its adapters."""
-    if reference is policy:
-        with adapters_off(policy):
-            return score_rows(policy, rollout, temperature=temperature, ranks=ranks)
-    reference.activation_dtype = policy.activation_dtype
-    return score_rows(reference, rollout, temperature=temperature, ranks=ranks)
-
-
-def switch_dropout_off(model: Transformer) -> None:
-    """Dropout would make the policy that is scored another one than the policy that sampled."""
-    model.config = model.config.model_copy(update={"dropout": 0.0})
-    for module in model.modules():
-        if isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.0  # type: ignore[assignment]
-
-
-def length_metrics(rollout: Rollout) -> dict[str, tuple[float, int]]:
-    """Lengths of completions under TRL's names."""
-    lengths = rollout.lengths.float().cpu()
-    truncated = rollout.truncated.cpu()
-    metrics = {
-        "completions/mean_length": (float(lengths.sum()), len(lengths)),
-        "completions/min_length": (float(lengths.min()), 1),
-        "completions/max_length": (float(lengths.max()), 1),
-        "completions/clipped_ratio": (float(truncated.sum()), len(lengths)),
-    }
-    ended = lengths[~truncated]
-    if len(ended):
-        metrics["completions/mean_terminated_length"] = (float(ended.sum()), len(ended))
-        metrics["completions/min_terminated_length"] = (float(ended.min()), 1)
-        metrics["completions/max_terminated_length"] = (float(ended.max()), 1)
-    return metrics
-
-
-def number_or_none(value: Tensor) -> float | None:
-    """JSON has no NaN."""
-    number = float(value)
-    return round(number, 6) if number == number else None

@@ -1,5 +1,6 @@
 """Reinforcement learning, from settings to a better policy: `grpo` and `ppo`."""
 
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -12,6 +13,7 @@ from llmcore.checkpoint import Checkpoint, load_checkpoint
 from llmcore.errors import ConfigError
 from llmcore.manifest import Manifest, read_manifest
 from llmcore.model.adapters import add_adapters
+from llmcore.model.dropout import switch_dropout_off
 from llmcore.model.transformer import Transformer
 from llmcore.options import required
 from llmcore.records import Prompt, load_records
@@ -28,10 +30,10 @@ from llmrl.evaluate import answer, flat_figures, summarize
 from llmrl.experience import Experiences
 from llmrl.grpo import GRPO
 from llmrl.ppo import PPO, ActorCritic
+from llmrl.prompts import Prompts
 from llmrl.rewards.names import build_rewards
 from llmrl.rewards.reward import Reward
 from llmrl.rewards.sums import Rewards
-from llmrl.rollout import Prompts, switch_dropout_off
 from llmrl.samples import SampleLog
 
 ANSWERS_NEED = "rollout.max_completion_length or rollout.eval_prompts, or take a smaller policy"
@@ -155,7 +157,13 @@ def prepare(config: RLConfig, device: str, dtype: str, *, reference: bool, make:
     )
     prompts_path = Path(config.inputs.prompts) if config.inputs.prompts else builtin_data("prompts", make=make)
     records, prompts_manifest = load_records(prompts_path, Prompt, "train")
-    prompts = Prompts(records, policy.tokenizer, longest=longest, max_dropped=config.rollout.max_dropped)
+    prompts = Prompts(
+        records,
+        policy.tokenizer,
+        longest=longest,
+        max_dropped=config.rollout.max_dropped,
+        hint="shorten them, lower rollout.max_completion_length, or allow it with rollout.max_dropped=1",
+    )
     held_out = load_held_out(prompts_path, policy, longest=longest) if config.rollout.eval_prompts else None
     return Start(
         folder, policy, other, prompts, held_out, rewards, {**parents, **rewards.parents, "prompts": prompts_manifest}
@@ -227,8 +235,16 @@ def open_run(
         json=json,
         quiet=quiet,
         facts={"reward": config.inputs.reward or "", "prompts": f"{prompts:,}"},
-        next_commands=[f"llmrl eval {config.inputs.policy} {out} --reward '{config.inputs.reward}'"],
+        next_commands=[next_command(config, out)],
     )
+
+
+def next_command(config: RLConfig, out: Path) -> str:
+    """How the policy that was made is compared with the one it was made from, on the prompts held out from it."""
+    asked = ["--prompts", config.inputs.prompts] if config.inputs.prompts else []
+    longest = config.rollout.max_completion_length
+    words = ["llmrl", "eval", config.inputs.policy, out, "--reward", config.inputs.reward, *asked]
+    return shlex.join(map(str, [*words, "--max-new-tokens", longest]))
 
 
 def sample_log(job: Run, config: RLConfig, *, every: int, updates: int) -> SampleLog:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llmcore.storage import disk_error
 from llmcore.train.samples import forget_after
-from llmrl.rollout import Rollout, number_or_none
+from llmrl.rollout import Rollout
 
 SHOWN_CHARACTERS = 160
 
@@ -83,3 +83,9 @@ def sample_line(line: Mapping[str, Any]) -> str:
 def shortened(text: str) -> str:
     """A text as a Python string, of which only the end is kept where it is long."""
     return repr(text if len(text) <= SHOWN_CHARACTERS else f"…{text[-SHOWN_CHARACTERS:]}")
+
+
+def number_or_none(value: Tensor) -> float | None:
+    """A scalar as JSON has it: it knows no NaN."""
+    number = float(value)
+    return round(number, 6) if number == number else None

@@ -34,18 +34,37 @@ class Groups(NamedTuple):
 
 
 def sampled_logprobs(
-    model: Transformer, ids: Tensor, mask: Tensor, *, temperature: float = 1.0, entropy: bool = False
+    model: Transformer,
+    ids: Tensor,
+    mask: Tensor,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """ids and mask (B, T) -> log-probabilities and entropies (B, T-1) of the masked tokens; 0 elsewhere."""
-    return logprobs_of_states(model, sampled_states(model, ids, mask), ids, mask, temperature, entropy=entropy)
+    states = sampled_states(model, ids, mask)
+    return logprobs_of_states(model, states, ids, mask, temperature, entropy=entropy, entropy_gradient=entropy_gradient)
 
 
 def logprobs_of_states(
-    model: Transformer, states: Tensor, ids: Tensor, mask: Tensor, temperature: float, *, entropy: bool
+    model: Transformer,
+    states: Tensor,
+    ids: Tensor,
+    mask: Tensor,
+    temperature: float,
+    *,
+    entropy: bool = False,
+    entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The same from states (N, D) that `sampled_states` gave."""
     logprobs, entropies = linear_logprobs(
-        states, model.head_weight(), targets=ids[:, 1:][mask[:, 1:]], temperature=temperature, entropy=entropy
+        states,
+        model.head_weight(),
+        targets=ids[:, 1:][mask[:, 1:]],
+        temperature=temperature,
+        entropy=entropy,
+        entropy_gradient=entropy_gradient,
     )
     return spread(logprobs, mask), spread(entropies, mask)
 

@@ -9,11 +9,14 @@ function in a file, `file.py:function`.
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Annotated, cast
 
 import torch
+from pydantic import JsonValue, TypeAdapter, ValidationError
 
+from llmcore.config import first_problem
 from llmcore.errors import ConfigError, ExtensionError
 from llmcore.extensions import Part, find_part, part
 from llmcore.manifest import Manifest
@@ -48,10 +51,14 @@ def build_rewards(
     *,
     tokenizer: Tokenizer,
     named: Mapping[str, Reward] | None = None,
+    policies: Sequence[Manifest] = (),
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Rewards:
-    """The rewards that an expression names: `literal`, `runs/reward`, `0.7*runs/reward + 0.3*literal`."""
+    """The rewards that an expression names: `literal`, `runs/reward`, `0.7*runs/reward + 0.3*literal`.
+
+    A name that is not in `named` means what it meant when one of the `policies` was trained.
+    """
     if not expression:
         raise ConfigError(
             "--reward is missing: it says what is rewarded",
@@ -59,12 +66,14 @@ def build_rewards(
         )
     terms: list[Term] = []
     parents: dict[str, Manifest] = {}
-    for weight, name in parse_expression(expression):
-        reward = find_reward(name, named or {})
+    parsed = parse_expression(expression)
+    known = {**trained_with(policies, [name for _, name in parsed if name not in (named or {})]), **(named or {})}
+    for weight, name in parsed:
+        reward = find_reward(name, known)
         label = unused(short_name(name), [term.name for term in terms])
         if isinstance(reward, CheckpointReward):
             function, manifest = checkpoint_function(Path(reward.path), tokenizer, device=device, dtype=dtype)
-            parents["reward" if "reward" not in parents else label] = manifest
+            parents[unused("reward", list(parents))] = manifest
         else:
             function = reward.build()
         terms.append(Term(label, weight, function, getattr(reward, "timeout", DEFAULT_TIMEOUT)))
@@ -92,6 +101,34 @@ def parse_expression(expression: str) -> list[tuple[float, str]]:
             hint="give at least one term another weight: 1.0*NAME",
         )
     return terms
+
+
+def trained_with(policies: Sequence[Manifest], names: Sequence[str]) -> dict[str, Reward]:
+    """Those of the names that stand below `rewards` in the settings of a policy, and what they mean there."""
+    found: dict[str, Reward] = {}
+    for manifest in policies:
+        saved = manifest.config.get("rewards")
+        for name in names:
+            if not isinstance(saved, dict) or name not in saved:
+                continue
+            reward = saved_reward(name, saved[name])
+            if found.setdefault(name, reward) != reward:
+                raise ConfigError(
+                    f"{name!r} is one reward for one policy and another for another: {found[name]!r} and {reward!r}",
+                    hint=f"say which is meant: rewards.{name}.kind={reward.kind} …",
+                )
+    return found
+
+
+def saved_reward(name: str, table: JsonValue) -> Reward:
+    """A rule, as the settings of a policy have it."""
+    try:
+        return TypeAdapter[Reward](AnyReward).validate_python(table)
+    except ValidationError as error:
+        raise ConfigError(
+            f"reward {name!r} cannot be what it was in the policy's training: {first_problem(error)}",
+            hint=f"say what it shall be: rewards.{name}.kind=…",
+        ) from None
 
 
 def find_reward(name: str, named: Mapping[str, Reward]) -> Reward:
@@ -129,6 +166,6 @@ def short_name(name: str) -> str:
 
 
 def unused(name: str, taken: Sequence[str]) -> str:
-    """The name, numbered if it is taken."""
-    count = sum(other == name or other.startswith(f"{name}-") for other in taken)
-    return f"{name}-{count + 1}" if count else name
+    """The name, or the first of name-2, name-3, … that is free."""
+    numbered = (f"{name}-{number}" for number in count(2))
+    return next(free for free in chain([name], numbered) if free not in taken)

@@ -14,7 +14,7 @@ import torch
 
 from forked import Done, run
 from llmcore.checkpoint import load_checkpoint, save_model
-from llmcore.command import template
+from llmcore.settings_commands import template
 from llmcore.config import load_config
 from llmcore.errors import ArtifactError, ConfigError, DataError
 from llmcore.manifest import read_manifest, write_manifest

@@ -12,7 +12,7 @@ from llmcore.errors import ConfigError
 from llmcore.generate.engine import generate
 from llmcore.generate.noise import gumbel_noise
 from llmcore.generate.sampling import Sampling, truncate
-from llmcore.losses import linear_cross_entropy
+from llmcore.head import linear_cross_entropy
 from llmcore.model.cache import Cache
 from llmcore.model.config import ModelConfig
 from llmcore.train import device

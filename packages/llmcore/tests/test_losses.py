@@ -1,14 +1,17 @@
 """Chunked losses against the plain ones, gradients included."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import llmcore.losses
+import llmcore.head
 from llmcore.errors import ConfigError
 from llmcore.generate.sampling import Sampling, truncate
-from llmcore.losses import Batch, linear_cross_entropy, linear_logprobs, next_token_loss, token_logprobs
+from llmcore.head import linear_cross_entropy, linear_logprobs
+from llmcore.losses import Batch, before_last, next_token_loss, token_logprobs
 from llmcore.model.config import ModelConfig
 from llmcore.model.transformer import Transformer
 from llmcore.objective import NextToken
@@ -16,9 +19,10 @@ from llmcore.objective import NextToken
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three or four tokens to a chunk, so that chunks and their ends are met."""
+    """Three tokens to a chunk and two to a block, so that chunks, blocks and their ends are met."""
     torch.manual_seed(0)
-    monkeypatch.setattr(llmcore.losses, "CHUNK_BYTES", 4 * 50 * 3)
+    monkeypatch.setattr(llmcore.head, "CHUNK_BYTES", 4 * 50 * 3)
+    monkeypatch.setattr(llmcore.head, "BLOCK_BYTES", 4 * 50 * 2)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -175,7 +179,8 @@ def test_entropy_has_the_gradient_of_the_sum_over_the_vocabulary(cut: dict[str, 
 def test_token_logprobs_equal_log_softmax(temperature: float) -> None:
     model, ids = tiny_model(), tiny_batch(masked=False).ids
     upstream = torch.randn(3, 10)
-    logprobs, entropies = token_logprobs(model, ids, temperature=temperature, entropy=True)
+    logprobs = token_logprobs(model, ids, temperature=temperature)
+    entropies = entropies_of(model, ids, temperature=temperature)
     assert logprobs.shape == entropies.shape == (3, 10) and not entropies.requires_grad
     logprobs.backward(upstream)
     gradients = take_gradients(model)
@@ -197,7 +202,7 @@ def test_token_logprobs_of_a_truncated_distribution(cut: dict[str, float]) -> No
     """Equal to log_softmax of the truncated scores, with -inf for what is left out; gradients and entropies too."""
     model, ids = tiny_model(), tiny_batch(masked=False).ids
     sampling = Sampling.model_validate(cut)
-    logprobs, entropies = token_logprobs(model, ids, sampling=sampling, entropy=True)
+    logprobs, entropies = token_logprobs(model, ids, sampling=sampling), entropies_of(model, ids, sampling=sampling)
     kept = logprobs.isfinite()
     assert 0 < kept.sum() < kept.numel()
     torch.where(kept, logprobs, 0.0).sum().backward()
@@ -294,3 +299,10 @@ def take_gradients(model: Transformer) -> dict[str, Tensor]:
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     return gradients
+
+
+def entropies_of(model: Transformer, ids: Tensor, **settings: Any) -> Tensor:
+    """(B, T) -> (B, T-1)."""
+    hidden = before_last(model.hidden(ids))
+    _, entropies = linear_logprobs(hidden, model.head_weight(), targets=ids[:, 1:].flatten(), entropy=True, **settings)
+    return entropies.view(ids.shape[0], -1)

@@ -14,13 +14,13 @@ import torch
 
 from forked import Done, run
 from llmcore.checkpoint import load_checkpoint, save_model
-from llmcore.settings_commands import template
 from llmcore.config import load_config
 from llmcore.errors import ArtifactError, ConfigError, DataError
 from llmcore.manifest import read_manifest, write_manifest
 from llmcore.model.config import ModelConfig
 from llmcore.records import Message, Prompt, write_records
 from llmcore.scoring import SCALE_FILE, RewardScale, scale_bytes
+from llmcore.settings_commands import template
 from llmcore.storage import sha256_file
 from llmcore.tokenizer import SpecialTokens, Tokenizer
 from llmcore.train.metrics import read_metrics

@@ -27,7 +27,8 @@ A map of the package; nothing is imported here, so that `--help` stays fast:
 
     learning, speaking, measuring
     batching     ragged rows to padded batches; branches reads what rows share once
-    losses       next-token loss and token log-probabilities, never all logits at once; objective has their settings
+    losses       next-token loss and token log-probabilities; objective has their settings
+    head         the products behind them, never all logits at once
     train/       fit, optimizers, schedules, the run folder
     generate/    sampling and the generation engine
     scoring      scores of conversations, for every stage

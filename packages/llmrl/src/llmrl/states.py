@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llmcore.batching import pad_rows
-from llmcore.losses import linear_logprobs
+from llmcore.head import linear_logprobs
 from llmcore.model.cache import Cache
 from llmcore.model.masks import Mask, Sight, build_mask
 from llmcore.model.transformer import Transformer

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from llmcore.losses import Loss, before_last, linear_logprobs
+from llmcore.head import linear_logprobs
+from llmcore.losses import Loss, before_last
 from llmcore.model.transformer import Transformer
 from llmcore.objective import NextToken
 from llmsft.batches import ChatBatch

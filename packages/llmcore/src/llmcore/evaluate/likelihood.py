@@ -13,7 +13,7 @@ from llmcore.branches import Layout, largest_tree, lay_out, row_states, takes_br
 from llmcore.errors import ConfigError
 from llmcore.evaluate.options import Scored
 from llmcore.generate.engine import evaluating
-from llmcore.losses import chunks
+from llmcore.head import chunks
 from llmcore.model.linear import widen
 from llmcore.model.transformer import Transformer
 

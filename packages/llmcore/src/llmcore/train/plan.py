@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from llmcore.losses import CHUNK_BYTES
+from llmcore.head import CHUNK_BYTES
 from llmcore.model.attention import Around
 from llmcore.model.size import parameters_by_module
 from llmcore.model.transformer import ApplyBlock, Transformer, apply_block, take_aux_losses

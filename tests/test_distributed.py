@@ -109,13 +109,17 @@ def test_every_kind_of_sharding_equals_one_rank(setting: str, line: Line, tmp_pa
     assert_same_run(tmp_path / "two", tmp_path / "one", tolerance=2e-3 if "bf16" in setting else 2e-6)
 
 
+def crossing_marks(stage: str, mode: str) -> tuple[pytest.MarkDecorator, ...]:
+    """One case always; every stage of the line in CI, sharded; the rest at night."""
+    if (stage, mode) == ("pretrain", "fsdp"):
+        return ()
+    nightly = stage in ("moe", "lora") or (mode == "ddp" and stage not in ("pretrain", "ppo"))
+    return (pytest.mark.nightly if nightly else pytest.mark.slow,)
+
+
 @pytest.mark.parametrize(
     ("stage", "mode"),
-    [
-        pytest.param(stage, mode, marks=() if (stage, mode) == ("pretrain", "fsdp") else pytest.mark.slow)
-        for stage in ("pretrain", "ppo")
-        for mode in MODES
-    ],
+    [pytest.param(stage, mode, marks=crossing_marks(stage, mode)) for stage in STAGES for mode in MODES],
 )
 def test_a_checkpoint_goes_on_with_any_number_of_ranks(stage: str, mode: str, line: Line, tmp_path: Path) -> None:
     words, parallel = [*command(stage, line), "train.micro_batch=4"], f"train.parallel={mode}"
@@ -178,10 +182,19 @@ def test_a_signal_to_one_rank_ends_all_after_the_same_step(line: Line, tmp_path:
     assert (out / "run" / "checkpoints" / f"step-{step:08}" / "manifest.json").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", MODES)
-def test_torchrun_restarts_a_killed_rank_and_the_run_goes_on(mode: str, line: Line, tmp_path: Path) -> None:
-    words = [*command("pretrain", line), "train.steps=40"]
+RESTARTED = [("pretrain", "ddp"), ("pretrain", "fsdp"), ("grpo", "fsdp")]
+
+
+@pytest.mark.parametrize(
+    ("stage", "mode"),
+    [
+        pytest.param(stage, mode, marks=pytest.mark.slow if (stage, mode) in RESTARTED else pytest.mark.nightly)
+        for stage in STAGES
+        for mode in MODES
+    ],
+)
+def test_torchrun_restarts_a_killed_rank_and_the_run_goes_on(stage: str, mode: str, line: Line, tmp_path: Path) -> None:
+    words = [*command(stage, line), "train.steps=40"]
     whole = run(*words, "train.micro_batch=4", "--out", tmp_path / "whole", cwd=tmp_path)
     assert whole.code == 0, whole.err
     out = tmp_path / "out"

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from clock import shifted
 from conftest import Line
 from forked import Done, run, start
 from llmcore.manifest import verify_artifact
@@ -22,6 +23,8 @@ from test_resume import STEPS, Few, command, few, figures
 
 __all__ = ["few"]  # a fixture, which pytest finds by its name here
 ENDED = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
+LEAVES_WITHIN = 10
+"""Seconds from a signal to the end of a process: a step and a save, which take milliseconds here."""
 NIGHTLY = {"pretrain": 40, "moe": 32, "sft": 32, "reward": 32, "grpo": 32, "ppo": 32}
 """Kills of each stage: 200."""
 
@@ -67,9 +70,11 @@ class Ends:
         alive = child.process.is_alive()
         if alive:
             assert child.process.pid is not None
+            sent_at = time.monotonic()
             os.kill(child.process.pid, number)
             child.process.join(60)
-            assert not child.process.is_alive(), f"still there a minute after {number.name}"
+            took = time.monotonic() - sent_at
+            assert took < LEAVES_WITHIN, f"{took:.1f} s after {number.name}"
         done = child.result()
         shutil.rmtree(child.output)
         complete = (out / "manifest.json").exists()
@@ -174,7 +179,8 @@ def test_surroundings_change_no_bit_of_any_stage(stage: str, line: Line, few: Fe
         (tmp_path, 0o022, {"PYTHONHASHSEED": "1", "LC_ALL": "C", "TZ": "UTC"}, ["train.stop_after=3"]),
         (elsewhere, 0o077, {"PYTHONHASHSEED": "77", "LC_ALL": "C.UTF-8", "TZ": "Asia/Tokyo"}, ["train.stop_after=9"]),
     ):
-        code = f"import os; os.umask({umask}); from {words[0]}.cli import main; main()"
+        clock = shifted(-1e9, rate=50) if cwd == elsewhere else ""
+        code = f"{clock}\nimport os; os.umask({umask})\nfrom {words[0]}.cli import main; main()"
         arguments = [sys.executable, "-c", code, *map(str, words[1:]), *more, "--out", str(tmp_path / "out")]
         environment = {**os.environ, **variables, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(arguments, cwd=cwd, env=environment, capture_output=True, text=True, check=False)

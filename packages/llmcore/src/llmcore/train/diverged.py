@@ -4,22 +4,24 @@
 
     model.safetensors     the weights and buffers before the step
     batches.safetensors   every tensor of its micro-batches, as `<micro-batch>/<field>`
-    step.json             step, seed, rows, the terms of the loss, the norm of each gradient, where it began
+    step.json             step, seed, rows, the terms of the loss, the norm of each gradient, where it began, and
+                          what the micro-batches are beside their tensors (`llmcore.train.trees`)
 """
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from llmcore.errors import TrainingError
 from llmcore.storage import commit_directory, remove_durably
 from llmcore.tensors import write_safetensors
 from llmcore.train.snapshot import model_state
+from llmcore.train.trees import taken_apart
 
 ROWS_TOLD = 8
 
@@ -71,30 +73,15 @@ def dump(
     """Write the weights, the batches, the terms of the loss and the norm of each gradient."""
     if path.exists():
         remove_durably(path)
-    tensors = {
-        f"{index}/{name}": tensor.detach().cpu().contiguous().clone()
-        for index, batch in enumerate(micro_batches)
-        for name, tensor in tensors_of(batch)
-    }
+    trees, tensors = taken_apart(micro_batches)
     norms = {
         name: str(float(torch.linalg.vector_norm(weight.grad)))
         for name, weight in model.named_parameters()
         if weight.grad is not None
     }
-    told = {**facts, "losses": [str(loss) for loss in error.losses], "grad_norm": str(error.grad_norm), "norms": norms}
+    terms = {"losses": [str(loss) for loss in error.losses], "grad_norm": str(error.grad_norm)}
+    told = {**facts, **terms, "norms": norms, "batches": trees}
     with commit_directory(path) as scratch:
         write_safetensors(scratch / "batches.safetensors", tensors)
         write_safetensors(scratch / "model.safetensors", model_state(model))
         (scratch / "step.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
-
-
-def tensors_of(batch: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor inside a batch, with a name."""
-    if isinstance(batch, Tensor):
-        yield prefix or "batch", batch
-        return
-    if hasattr(batch, "_asdict"):
-        batch = batch._asdict()
-    items = batch.items() if isinstance(batch, Mapping) else enumerate(batch) if isinstance(batch, tuple | list) else ()
-    for name, value in items:
-        yield from tensors_of(value, f"{prefix}.{name}" if prefix else str(name))

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn, cast, get_type_hints
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from llmcore.errors import ArtifactError, ConfigError
 from llmcore.storage import read_regular
@@ -38,6 +38,7 @@ from llmcore.train.seeds import step_seed
 from llmcore.train.signals import Stopped
 from llmcore.train.snapshot import load_snapshot, restore_model, restore_optimizer
 from llmcore.train.source import Source, Traceable
+from llmcore.train.trees import Trees, put_together
 
 LARGEST_FACTS = 64 << 20
 
@@ -183,25 +184,8 @@ class Still:
 
 def dumped_batches(dump: Path, loss_fn: LossFunction) -> list[Any]:
     """The micro-batches of a dump, as the kind of batch that the loss takes."""
-    tensors: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in load_tensors(dump / "batches.safetensors").items():
-        number, _, field = name.partition("/")
-        tensors.setdefault(int(number), {})[field] = tensor
-    kind = batch_class(loss_fn)
-    return [rebuilt(kind, tensors[number], dump) for number in sorted(tensors)]
-
-
-def rebuilt(kind: Any, fields: dict[str, Tensor], dump: Path) -> Any:
-    """One micro-batch: a tensor alone, or a named tuple of tensors."""
-    if fields.keys() == {"batch"}:
-        return fields["batch"]
-    known = getattr(kind, "_fields", ())
-    if not fields.keys() <= set(known):
-        raise ArtifactError(
-            f"{dump} holds batches with {', '.join(sorted(fields))}, which the loss does not take",
-            hint="replay the step from its checkpoints instead: --step N",
-        )
-    return kind(**fields)
+    trees = Trees(read_facts(dump)["batches"], load_tensors(dump / "batches.safetensors"))
+    return put_together(trees, batch_class(loss_fn))
 
 
 def batch_class(loss_fn: LossFunction) -> Any:
@@ -227,7 +211,7 @@ def read_facts(dump: Path) -> dict[str, Any]:
         facts = json.loads(read_regular(path, limit=LARGEST_FACTS))
     except (ValueError, RecursionError):
         facts = None
-    if not isinstance(facts, dict) or not {"step", "losses", "grad_norm"} <= facts.keys():
+    if not isinstance(facts, dict) or not {"step", "losses", "grad_norm", "batches"} <= facts.keys():
         raise ArtifactError(f"{path} does not describe a step that diverged", hint="give the folder of a nan-dump")
     return facts
 

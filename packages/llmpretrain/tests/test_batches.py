@@ -56,6 +56,20 @@ def test_batches_are_a_function_of_seed_and_step(tmp_path: Path) -> None:
     assert not batches(tmp_path, seed=1).micro_batches(3)[0].ids.equal(wanted)
 
 
+def test_the_order_of_an_epoch_is_drawn_once_and_is_the_one_that_runs_have_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, drawn = batches(tmp_path, tokens=1005, batch=7), []
+    draw = source.draw
+    monkeypatch.setattr(source, "draw", lambda epoch: drawn.append(epoch) or draw(epoch))
+    found = np.concatenate([source.starts(step) for step in range(30)])
+    assert drawn == [0, 1, 2]
+    for epoch in (0, 1):
+        random = np.random.default_rng([0, epoch])
+        shift = random.integers(0, 5)
+        assert found[epoch * 100 : (epoch + 1) * 100].tolist() == (random.permutation(100) * 10 + shift).tolist()
+
+
 def test_micro_batches_are_the_batch_in_pieces(tmp_path: Path) -> None:
     whole = batches(tmp_path, batch=7).micro_batches(0)
     parts = batches(tmp_path, batch=7, micro_batch=3).micro_batches(0)

@@ -21,6 +21,8 @@ class TokenBatches:
         self.train = train
         self.stride = context - 1
         self.windows = (len(shards) - 1) // self.stride
+        self.epoch = -1
+        self.order = np.empty(0, dtype=np.int64)
         if self.windows < 1:
             raise DataError(
                 f"the tokens are {len(shards)}, fewer than a context of {context}",
@@ -44,16 +46,22 @@ class TokenBatches:
         starts = np.empty_like(numbers)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            starts[here] = self.epoch_starts(int(epoch), numbers[here] % self.windows)
+            starts[here] = self.starts_of_epoch(int(epoch))[numbers[here] % self.windows]
         return starts
 
-    def epoch_starts(self, epoch: int, places: np.ndarray) -> np.ndarray:
-        """Window starts at some places of an epoch's order; each epoch also shifts the grid of windows."""
+    def starts_of_epoch(self, epoch: int) -> np.ndarray:
+        """Where the windows of an epoch begin, in its order, (windows,); the last epoch asked for is kept."""
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, self.draw(epoch)
+        return self.order
+
+    def draw(self, epoch: int) -> np.ndarray:
+        """An epoch's windows in an order of its own; each epoch also shifts their grid."""
         random = np.random.default_rng([self.train.seed, epoch])
         slack = len(self.shards) - 1 - self.windows * self.stride
         shift = int(random.integers(0, slack + 1))
-        starts: np.ndarray = random.permutation(self.windows)[places] * self.stride + shift
-        return starts
+        order: np.ndarray = random.permutation(self.windows) * self.stride + shift
+        return order
 
 
 def window_batch(rows: np.ndarray) -> Batch:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from llmcore import records
 from llmcore.errors import ArtifactError, DataError
 from llmcore.manifest import write_manifest
 from llmcore.records import (
@@ -16,6 +17,7 @@ from llmcore.records import (
     Preference,
     Prompt,
     load_records,
+    load_splits,
     prompt_hash,
     read_records,
     scan_records,
@@ -231,11 +233,32 @@ def test_a_folder_brings_its_own_split_unless_prompts_are_shared(tmp_path: Path)
         load_records(tmp_path, Chat, "train")
 
 
+@pytest.mark.parametrize("folder", [True, False])
+def test_both_splits_come_from_one_read_of_each_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: bool
+) -> None:
+    rows = chat_rows(40)
+    if folder:
+        path = tmp_path
+        put(tmp_path / "train.jsonl", *rows[:30])
+        put(tmp_path / "valid.jsonl", *rows[30:])
+    else:
+        path = put(tmp_path / "x.jsonl", *rows)
+    wanted = [load_records(path, Chat, split) for split in ("train", "valid")]
+    opened: list[str] = []
+    read = records.read_rows
+    monkeypatch.setattr(records, "read_rows", lambda path: opened.append(path.name) or read(path))
+    found = load_splits(path, Chat)
+    assert opened == (["train.jsonl", "valid.jsonl"] if folder else ["x.jsonl"])
+    assert [found.train, found.valid] == [some for some, _ in wanted] and found.manifest.id == wanted[0][1].id
+
+
 def test_an_artifact_is_verified_and_its_kind_checked(tmp_path: Path) -> None:
     for split, prompt in (("train", "a"), ("valid", "b")):
         messages = (Message(role="user", content=prompt), Message(role="assistant", content="x"))
         write_records(tmp_path / f"{split}.jsonl", [Chat(messages=messages)])
     write_manifest(tmp_path, kind="chats", made_by="test", config={}, files=["train.jsonl", "valid.jsonl"])
+    assert [side[0].messages[0].content for side in load_splits(tmp_path, Chat)[:2]] == ["a", "b"]
     rows, manifest = load_records(tmp_path, Chat, "valid")
     assert rows[0].messages[0].content == "b"
     assert manifest.kind == "chats"

@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 
 from llmcore.errors import DataError
-from llmreward.preferences import load_preferences, scan_file
+from llmcore.rows import read_rows
+from llmreward import preferences
+from llmreward.preferences import load_held_out, load_preferences, scan_file
 
 
 def written(path: Path, *rows: dict[str, object]) -> Path:
@@ -56,7 +58,18 @@ def test_a_wrong_ranking_is_named_by_line(tmp_path: Path, row: dict[str, object]
 def test_a_folder_may_hold_rankings_and_must_not_share_prompts(tmp_path: Path) -> None:
     written(tmp_path / "train.jsonl", {"prompt": "p", "ranked": ["a", "b", "c"]})
     written(tmp_path / "valid.jsonl", {"prompt": "q", "ranked": ["a", "b"]})
-    assert [len(load_preferences(tmp_path, split).records) for split in ("train", "valid")] == [3, 1]
+    assert [len(split.records) for split in load_preferences(tmp_path)] == [3, 1]
+    assert load_held_out(tmp_path) == load_preferences(tmp_path).valid
     written(tmp_path / "valid.jsonl", {"prompt": "p", "ranked": ["d", "e"]})
     with pytest.raises(DataError, match="1 prompts are in both"):
-        load_preferences(tmp_path, "train")
+        load_preferences(tmp_path)
+
+
+def test_both_splits_of_a_file_come_from_one_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"prompt": str(n), "chosen": "a", "rejected": "a" if n == 3 else "b"} for n in range(40)]
+    path = written(tmp_path / "a.jsonl", *rows)
+    opened: list[Path] = []
+    monkeypatch.setattr(preferences, "read_rows", lambda path: opened.append(path) or read_rows(path))
+    train, valid = load_preferences(path)
+    assert opened == [path] and len(train.records) + len(valid.records) == 39 and valid.records
+    assert train.unusable == valid.unusable == {"dropped_equal_answers": 1} and train.manifest == valid.manifest

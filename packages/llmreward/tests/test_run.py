@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from llmcore.checkpoint import load_checkpoint, save_model
-from llmcore.errors import ArtifactError, ConfigError, DataError
+from llmcore.errors import ArtifactError, ConfigError, DataError, TrainingError
 from llmcore.manifest import verify_artifact, write_manifest
 from llmcore.model.attention import GroupedQuery
 from llmcore.model.config import ModelConfig
@@ -12,6 +12,7 @@ from llmcore.records import Message, Preference, write_records
 from llmcore.scoring import SCALE_FILE, load_scorer, read_scale, score_rows, scored_row
 from llmcore.tokenizer import Tokenizer
 from llmcore.train.config import TrainConfig
+from llmcore.train.metrics import read_metrics
 from llmreward.config import Normalization, RewardConfig, RewardInputs
 from llmreward.evaluate import evaluate_file, lines
 from llmreward.invariance import INVARIANT
@@ -101,7 +102,7 @@ def test_the_finished_reward_has_mean_0_and_deviation_1_over_samples_of_the_base
     run(config, tmp_path / "reward", quiet=True)
     scorer = load_scorer(tmp_path / "reward")
     policy = load_checkpoint(base)
-    records = load_preferences(data, "train").records
+    records = load_preferences(data).train.records
     prompts = prompts_to_answer(records, policy.tokenizer, settings=config.normalize, context=64)
     answers = generate(
         policy.model,
@@ -115,6 +116,19 @@ def test_the_finished_reward_has_mean_0_and_deviation_1_over_samples_of_the_base
     assert rewards.shape == (16,)
     assert float(rewards.mean()) == pytest.approx(0.0, abs=1e-4)
     assert float(rewards.std(correction=0)) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_the_best_of_a_run_that_holds_nothing_out_is_refused_at_its_first_evaluation(
+    tmp_path: Path, base: Path
+) -> None:
+    one = Preference(prompt=(Message(role="user", content="the only prompt"),), chosen="y", rejected="n")
+    write_records(tmp_path / "one.jsonl", [one])
+    config = settings(base, tmp_path / "one.jsonl", steps=4, eval_every=2, artifact="best", keep_best=1)
+    with pytest.raises(TrainingError, match="no evaluation to rank by"):
+        run(config, tmp_path / "reward", quiet=True)
+    steps = [row["step"] for row in read_metrics(tmp_path / "reward" / "run" / "metrics.jsonl")]
+    assert max(steps) <= 2
+    assert run(settings(base, tmp_path / "one.jsonl", steps=2), tmp_path / "last", quiet=True).kind == "reward"
 
 
 def test_two_runs_are_bit_identical_and_an_interrupted_one_too(tmp_path: Path, base: Path, data: Path) -> None:

@@ -82,7 +82,13 @@ def test_steps_stand_still_between_stages() -> None:
 
 def examples(chats: list[Chat] | None = None) -> Examples:
     rows = [Rendered([1] * length, [True] * length) for length in (5, 2, 9)]
-    return Examples(rows, chats or [], lambda rows: np.array([float(-len(row.ids)) for row in rows]))
+    chats = chats or []
+    return Examples(
+        rows,
+        chats,
+        [3 * place for place in range(len(chats))],
+        lambda rows: np.array([float(-len(row.ids)) for row in rows]),
+    )
 
 
 def keyed(*values: object) -> list[Chat]:
@@ -96,7 +102,7 @@ def test_difficulties_are_length_loss_and_keys() -> None:
     assert ByKey().scores(examples(keyed(3, 1.5, 2))).tolist() == [3, 1.5, 2]
     words = ByKey(order=("easy", "hard"))
     assert words.scores(examples(keyed("hard", "easy", "easy"))).tolist() == [1, 0, 0]
-    with pytest.raises(DataError, match="conversation 2: difficulty is 'hm', a curriculum needs a number"):
+    with pytest.raises(DataError, match="conversation 4: difficulty is 'hm', a curriculum needs a number"):
         ByKey().scores(examples(keyed(1, "hm")))
 
 

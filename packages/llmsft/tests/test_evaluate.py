@@ -9,13 +9,13 @@ from llmcore.errors import DataError
 from llmcore.intervals import mean, share
 from llmcore.losses import next_token_loss
 from llmcore.model.config import ModelConfig
+from llmcore.model.transformer import Transformer
 from llmcore.records import Chat, Message
 from llmcore.tokenizer import Tokenizer
 from llmcore.train.loop import train_step
 from llmcore.train.optim import AdamW
-from llmsft.answers import answers
-from llmsft.batches import chat_batch, render_rows
-from llmsft.evaluate import Asked, ask, chat_loss, figures, gains
+from llmsft.batches import numbered_rows, padded_batch
+from llmsft.evaluate import Asked, ask, figures, gains, held_out_loss
 from llmsft.overlap import overlap
 
 TOKENIZER = Tokenizer.byte_level()
@@ -28,8 +28,7 @@ CHATS = [
 def memorised() -> torch.nn.Module:
     """A model that has learned three chats by heart."""
     model = ModelConfig(vocab_size=260, width=64, depth=2, context=64).build(seed=0)
-    rows, _ = render_rows(CHATS, TOKENIZER, max_length=64)
-    batch = chat_batch(rows, TOKENIZER.pad_id)
+    batch = padded_batch(numbered_rows(CHATS, TOKENIZER, max_length=64).rendered, TOKENIZER.pad_id).plain
     optimizer = AdamW().build(model, 3e-3)
     for _ in range(120):
         result = train_step(model, optimizer, [batch], next_token_loss, clip=1.0)
@@ -39,17 +38,27 @@ def memorised() -> torch.nn.Module:
 
 def test_an_overfitted_model_answers_by_heart_and_stops() -> None:
     model = memorised()
-    assert answers(model, CHATS, TOKENIZER, temperature=0.0) == ["'x'", "[1, 2]", "7"]
-    found = figures(ask(model, CHATS, TOKENIZER, samples=4))
+    made = ask(model, CHATS, TOKENIZER, samples=4)
+    assert made.greedy == ["'x'", "[1, 2]", "7"]
+    found = figures(made)
     assert found["greedy"]["value"] == found["exact_match"]["value"] == 1.0 and found["asked"] == 3
     assert found["loss"] < 0.01 and found["perplexity"] == pytest.approx(math.exp(found["loss"]))
     assert found["rouge1"]["value"] == pytest.approx(1.0) and "pass@4" in found
 
 
+def loss_of(model: Transformer) -> float:
+    rows = numbered_rows(CHATS, TOKENIZER, max_length=64).rendered
+    return held_out_loss(model, rows, pad_id=TOKENIZER.pad_id)
+
+
 def test_loss_is_a_mean_over_tokens_not_over_batches() -> None:
     model = ModelConfig(vocab_size=260, width=16, depth=1, context=64).build(seed=0)
     torch.nn.init.zeros_(model.embedding.weight)
-    assert chat_loss(model, CHATS, TOKENIZER) == pytest.approx(math.log(260), rel=1e-5)
+    assert loss_of(model) == pytest.approx(math.log(260), rel=1e-5)
+    model = ModelConfig(vocab_size=260, width=16, depth=1, context=64, initial_std=0.5).build(seed=0)
+    rows = numbered_rows(CHATS, TOKENIZER, max_length=64).rendered
+    whole = next_token_loss(model, padded_batch(rows, TOKENIZER.pad_id).plain)
+    assert loss_of(model) == pytest.approx(float(whole.total.detach()) / whole.count, rel=1e-5)
 
 
 def asked(*answers: str, sampled: list[list[str]] | None = None) -> Asked:
@@ -69,7 +78,7 @@ def test_the_perplexity_is_of_all_tokens_together() -> None:
 def test_losses_by_conversation_add_up_to_the_loss() -> None:
     model = ModelConfig(vocab_size=260, width=16, depth=1, context=64).build(seed=0)
     found = ask(model, CHATS, TOKENIZER, max_new_tokens=1)
-    assert found.nats.sum() / found.tokens.sum() == pytest.approx(chat_loss(model, CHATS, TOKENIZER), rel=1e-6)
+    assert found.nats.sum() / found.tokens.sum() == pytest.approx(loss_of(model), rel=1e-6)
 
 
 def test_exact_match_is_the_text_and_right_is_also_the_same_literal() -> None:

@@ -12,7 +12,7 @@ from llmcore.model.transformer import Transformer
 from llmcore.records import Chat, Message
 from llmcore.tokenizer import Tokenizer
 from llmcore.train.config import TrainConfig
-from llmsft.batches import ChatBatch, ChatBatches, render_rows
+from llmsft.batches import ChatBatch, ChatBatches, numbered_rows
 from llmsft.loss import embedding_noise, sft_loss
 
 TOKENIZER = Tokenizer.byte_level()
@@ -27,7 +27,7 @@ def batch(*, packed: bool) -> ChatBatch:
         Chat(messages=(Message(role="user", content="q" * n), Message(role="assistant", content="abc" * n)))
         for n in (1, 4, 9)
     ]
-    rows, _ = render_rows(chats, TOKENIZER, max_length=128)
+    rows = numbered_rows(chats, TOKENIZER, max_length=128).rendered
     train = TrainConfig(batch=3)
     cost = 1e-3 if packed else None
     made = ChatBatches(rows, pad_id=TOKENIZER.pad_id, train=train, pair_cost=cost, max_length=128)

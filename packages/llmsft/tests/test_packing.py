@@ -11,7 +11,7 @@ from llmcore.model.config import ModelConfig
 from llmcore.records import Chat, Message
 from llmcore.tokenizer import Tokenizer
 from llmcore.train.config import TrainConfig
-from llmsft.batches import ChatBatches, render_rows
+from llmsft.batches import ChatBatches, numbered_rows
 from llmsft.packing import best_fit_decreasing, pack, relative_pair_cost
 
 TOKENIZER = Tokenizer.byte_level()
@@ -28,7 +28,7 @@ def some_rows(count: int, *, seed: int = 0, longest: int = 60) -> list[Rendered]
         )
         for _ in range(count)
     ]
-    return render_rows(chats, TOKENIZER, max_length=256)[0]
+    return numbered_rows(chats, TOKENIZER, max_length=256).rendered
 
 
 def batches(rows: list[Rendered], *, pair_cost: float | None, **train: int) -> ChatBatches:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from llmcore.records import Chat, Message
 from llmcore.tokenizer import Tokenizer
-from llmsft.batches import Rows, training_rows
+from llmsft.batches import Rows, numbered_rows
 from llmsft.preview import marked, one_line, print_preview, show, spans_of, summary
 
 TOKENIZER = Tokenizer.byte_level()
@@ -18,7 +18,7 @@ def rows() -> Rows:
     turns = ("1 + 1", "2", "und 'é'?\nja", "'ok'")
     roles = ("user", "assistant")
     messages = tuple(Message(role=roles[i % 2], content=turn) for i, turn in enumerate(turns))
-    return training_rows([Chat(messages=messages)], TOKENIZER, max_length=128, max_dropped=0)
+    return numbered_rows([Chat(messages=messages)], TOKENIZER, max_length=128)
 
 
 def test_the_whole_text_is_there_and_marked_where_it_is_trained_on() -> None:

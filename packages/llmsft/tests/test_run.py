@@ -1,5 +1,6 @@
 """Whole runs on a tiny base: what they leave, and that an interrupted one ends in the same bits."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -7,11 +8,14 @@ import pytest
 import torch
 
 from llmcore.adapters import merge_to
+from llmcore.chat import render_chat
 from llmcore.checkpoint import load_checkpoint, save_model
 from llmcore.config import load_config
-from llmcore.errors import ConfigError, DataError
+from llmcore.errors import ConfigError, DataError, TrainingError
+from llmcore.losses import token_logprobs
 from llmcore.manifest import Manifest, verify_artifact, write_manifest
 from llmcore.model.config import ModelConfig
+from llmcore.records import Chat
 from llmcore.tokenizer import Tokenizer
 from llmcore.train.metrics import read_metrics
 from llmcore.train.signals import Stopped
@@ -123,16 +127,77 @@ def test_the_data_is_counted_and_shown_before_the_first_step(
     told = capsys.readouterr().err
     cut = manifest.counts["truncated: an answer was cut"]
     assert cut > 0 and f"{cut} truncated: an answer was cut" in told
-    assert "tokens trained on" in told and "⟦" in told and "epochs" in told
+    shown = [line for line in told.splitlines() if line.strip().startswith("example")]
+    assert len(shown) == 3 and all("⟦" in line and len(line) < 150 for line in shown)
+    assert "tokens trained on" in told and "epochs" in told and "  held out " in told
 
 
 def test_a_row_without_the_key_of_the_curriculum_is_named(base: Path, tmp_path: Path) -> None:
     rows = [{"prompt": f"q{n}", "completion": "a", **({"hardness": n} if n != 3 else {})} for n in range(20)]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    curriculum = ("curriculum.by.kind=key", "curriculum.by.key=hardness")
     with pytest.raises(DataError, match="hardness is None, a curriculum needs a number"):
-        fine_tune(
-            base, tmp_path / "data.jsonl", tmp_path / "out", "curriculum.by.kind=key", "curriculum.by.key=hardness"
-        )
+        fine_tune(base, tmp_path / "data.jsonl", tmp_path / "out", *curriculum)
+
+
+def test_a_row_is_named_by_its_place_among_all_also_those_that_were_dropped(base: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "x" * (200 if n < 5 else 1) + str(n), "completion": "a", "hardness": n} for n in range(20)]
+    rows[11]["hardness"] = "hm"
+    held_out = [{"prompt": "held out", "completion": "a", "hardness": 1}]
+    for name, some in (("train", rows), ("valid", held_out)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    curriculum = ("curriculum.by.kind=key", "curriculum.by.key=hardness")
+    with pytest.raises(DataError, match="conversation 12: hardness is 'hm'"):
+        fine_tune(base, tmp_path, tmp_path / "out", *curriculum)
+
+
+def in_two_files(folder: Path, held_out: dict[str, object]) -> Path:
+    folder.mkdir()
+    rows = [{"prompt": f"{n} + {n}?", "completion": str(2 * n)} for n in range(20)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "valid.jsonl").write_text(json.dumps(held_out) + "\n")
+    return folder
+
+
+def test_without_a_held_out_target_a_run_says_so_and_evaluates_nothing(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = in_two_files(tmp_path / "data", {"prompt": "q" * 200, "completion": "beyond the context"})
+    config = load_config(SFTConfig, QUICK, {"inputs.base": str(base), "inputs.data": str(data)})
+    manifest = run(config, tmp_path / "out")
+    assert "no answer of 1 conversations begins within data.max_length: no val_loss" in capsys.readouterr().err
+    assert "val_loss" not in manifest.metrics
+    with pytest.raises(TrainingError, match="no evaluation to rank by"):
+        fine_tune(base, data, tmp_path / "best", "train.artifact=best", "train.keep_best=1")
+
+
+def test_the_held_out_loss_is_cut_and_masked_as_training_is(base: Path, tmp_path: Path) -> None:
+    turns = [("user", "1?"), ("assistant", "one"), ("user", "2?"), ("assistant", "twenty-two")]
+    held_out = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    data = in_two_files(tmp_path / "data", held_out)
+    settings = ["train.lr=1e-9", "train.dtype=fp32", "train.steps=1", "train.eval_every=1", "train.save_every=1"]
+    found = {
+        name: fine_tune(base, data, tmp_path / name, *settings, *more).metrics["val_loss"]
+        for name, more in {
+            "all": [],
+            "last": ["data.completion_only_loss=true"],
+            "first": ["data.max_length=30"],
+        }.items()
+    }
+    policy = load_checkpoint(base)
+    chat = Chat.model_validate(held_out)
+    rendered = render_chat(chat.messages, policy.tokenizer)
+    logprobs = token_logprobs(policy.model, torch.tensor([rendered.ids]))[0].tolist()
+    targets = [place for place in range(1, len(rendered.ids)) if rendered.mask[place]]
+    wanted = {
+        "all": targets,
+        "last": targets[-len("twenty-two") - 1 :],
+        "first": [place for place in targets if place < 30],
+    }
+    assert 0 < len(wanted["first"]) < len(targets)
+    assert min(abs(found[one] - found[other]) for one, other in itertools.combinations(found, 2)) > 1e-3
+    for name, places in wanted.items():
+        assert found[name] == pytest.approx(-sum(logprobs[place - 1] for place in places) / len(places), abs=1e-5)
 
 
 def test_a_reference_is_a_parent_and_one_that_nothing_asks_is_refused(base: Path, data: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Generic, Literal, NamedTuple, cast
 
 from pydantic import JsonValue
 
@@ -26,8 +26,11 @@ __all__ = [
     "Preference",
     "Prompt",
     "Scanned",
+    "Splits",
     "canonical",
+    "is_artifact",
     "load_records",
+    "load_splits",
     "prompt_hash",
     "read_records",
     "refuse_shared_prompts",
@@ -109,25 +112,45 @@ def canonical(row: Chat | Preference | Prompt) -> str:
     return json.dumps(row.model_dump(mode="json", exclude=absent), ensure_ascii=False, separators=(",", ":"))
 
 
-def load_records(
-    path: Path | str, kind: type[R], split: Literal["train", "valid"], *, keep: Collection[str] = ()
-) -> tuple[list[R], Manifest]:
-    """One split of a records artifact, of a folder with train.jsonl and valid.jsonl, or of a plain file.
+class Splits(NamedTuple, Generic[R]):
+    """Rows to train on, rows held out, and where they came from."""
+
+    train: list[R]
+    valid: list[R]
+    manifest: Manifest
+    """Of the artifact or the file; of a plain folder, that of its train.jsonl."""
+
+
+def load_splits(path: Path | str, kind: type[R], *, keep: Collection[str] = ()) -> Splits[R]:
+    """Both splits of a records artifact, of a folder with train.jsonl and valid.jsonl, or of a plain file, read once.
 
     Of a plain file, the split is decided by a hash of each row's prompt. Train and valid never share a prompt.
     """
     path = Path(path)
-    if path.is_dir() and (path / "manifest.json").exists():
+    if not path.is_dir():
+        return Splits(*split_records(read_records(path, kind, keep=keep)), describe_file(path))
+    manifest = verify_artifact(path, expect=KINDS[kind]) if is_artifact(path) else None
+    train, valid = (read_records(path / f"{name}.jsonl", kind, keep=keep) for name in ("train", "valid"))
+    if manifest is None:
+        refuse_shared_prompts(path, train, valid)
+    return Splits(train, valid, manifest or describe_file(path / "train.jsonl"))
+
+
+def load_records(
+    path: Path | str, kind: type[R], split: Literal["train", "valid"], *, keep: Collection[str] = ()
+) -> tuple[list[R], Manifest]:
+    """One split alone, and where it came from: of an artifact, the other file is not read."""
+    path = Path(path)
+    if is_artifact(path):
         manifest = verify_artifact(path, expect=KINDS[kind])
         return read_records(path / f"{split}.jsonl", kind, keep=keep), manifest
-    if path.is_dir():
-        train, valid = (read_records(path / f"{name}.jsonl", kind, keep=keep) for name in ("train", "valid"))
-        refuse_shared_prompts(path, train, valid)
-        manifest = describe_file(path / f"{split}.jsonl")
-    else:
-        train, valid = split_records(read_records(path, kind, keep=keep))
-        manifest = describe_file(path)
-    return (train if split == "train" else valid), manifest
+    splits = load_splits(path, kind, keep=keep)
+    return (splits.train if split == "train" else splits.valid), splits.manifest
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a folder has a manifest, and is read as that says."""
+    return (path / "manifest.json").exists()
 
 
 def split_records(rows: Sequence[R], *, fraction: float = VALID_FRACTION) -> tuple[list[R], list[R]]:

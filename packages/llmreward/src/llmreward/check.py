@@ -48,7 +48,7 @@ def check_path(path: Path, *, base: Path | None = None) -> Checked:
 
     With the policy `base`, also what is too long for its context, and what is the same once it is cut.
     """
-    train, valid = (load_preferences(path, split) for split in ("train", "valid"))
+    train, valid = load_preferences(path)
     checked = check_preferences(train.records, held_out=valid.records, dropped=train.unusable)
     return checked if base is None else checked._replace(findings=(*checked.findings, *cuts(train.records, base)))
 

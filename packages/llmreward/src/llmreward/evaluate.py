@@ -15,7 +15,7 @@ from llmcore.scoring import Scorer, score_rows
 from llmreward.batches import Group, tokenize_groups
 from llmreward.config import RewardData
 from llmreward.invariance import INVARIANT, TELLING, probe
-from llmreward.preferences import load_preferences
+from llmreward.preferences import load_held_out
 
 BINS = 10
 PROBES = 32
@@ -98,7 +98,7 @@ def evaluate_file(scorer: Scorer, path: Path, *, limit: int | None = None) -> Ev
 def held_out_groups(scorer: Scorer, path: Path, *, limit: int | None = None) -> tuple[list[Group], dict[str, int]]:
     """The held-out split as the reward model was trained to read it, and what became of its rows."""
     data = RewardData.model_validate(scorer.manifest.config.get("data", {}))
-    preferences = load_preferences(path, "valid")
+    preferences = load_held_out(path)
     context = scorer.model.config.context
     groups = tokenize_groups(preferences.records[:limit], scorer.tokenizer, data=data, context=context)
     if not groups.kept:

@@ -27,18 +27,18 @@ PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class PreferenceBatch(NamedTuple):
-    """Answers to some prompts, each once, and the comparisons among those of one prompt."""
+    """Answers to some prompts, each once, and the B comparisons among those of one prompt."""
 
     layout: Layout
     """The rows of N answers, laid out so that a prompt is read once."""
     better: Tensor
-    """(P,) long: the number of each comparison's better answer."""
+    """(B,) long: the number of each comparison's better answer."""
     worse: Tensor
-    """(P,) long: the number of its worse answer."""
+    """(B,) long: the number of its worse answer."""
     margins: Tensor
-    """(P,) float32, NaN where the data gives none."""
+    """(B,) float32, NaN where the data gives none."""
     weights: Tensor
-    """(P,) float32: 1 / the comparisons of that prompt."""
+    """(B,) float32: 1 / the comparisons of that prompt."""
     prompts: int
     """Groups of comparisons, which is what a loss is averaged over."""
 
@@ -113,7 +113,7 @@ def reward_loss(pair_loss: PairLoss, *, token_share: float = 0.0) -> Callable[[n
             scores = every.gather(1, (batch.layout.lengths - 1).unsqueeze(1)).squeeze(1)  # (N,)
         else:
             scores = layout_scores(model, batch.layout)  # (N,)
-        better, worse = scores[batch.better], scores[batch.worse]  # (P,), (P,)
+        better, worse = scores[batch.better], scores[batch.worse]  # (B,), (B,)
         losses = pair_loss(better, worse, batch.margins)
         if token_share:
             losses = (1 - token_share) * losses + token_share * token_loss(pair_loss, every, batch)
@@ -124,9 +124,9 @@ def reward_loss(pair_loss: PairLoss, *, token_share: float = 0.0) -> Callable[[n
 
 
 def token_loss(pair_loss: PairLoss, scores: Tensor, batch: PreferenceBatch) -> Tensor:
-    """Scores of all tokens (N, T) -> (P,): each comparison's mean from its first different token to the shorter end."""
+    """Scores of all tokens (N, T) -> (B,): each comparison's mean from its first different token to the shorter end."""
     ids, inside_row = plain_rows(batch.layout)  # (N, T), (N, T)
-    parted = (ids[batch.better] != ids[batch.worse]).cumsum(1) > 0  # (P, T)
+    parted = (ids[batch.better] != ids[batch.worse]).cumsum(1) > 0  # (B, T)
     inside = parted & inside_row[batch.better] & inside_row[batch.worse]
     margins = batch.margins.unsqueeze(1).expand_as(inside)
     losses = torch.zeros(inside.shape, dtype=scores.dtype, device=scores.device)
@@ -136,10 +136,20 @@ def token_loss(pair_loss: PairLoss, scores: Tensor, batch: PreferenceBatch) -> T
 
 @torch.no_grad()
 def pair_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, tuple[float, int]]:
-    """Sums over comparisons (P,), and their number, of what a person watches; a tie is wrong."""
-    figures = torch.stack([(chosen > rejected).float(), chosen - rejected, chosen, rejected]).sum(1).tolist()
-    names = ("accuracy", "margin", "chosen_reward", "rejected_reward")
-    return {name: (total, len(chosen)) for name, total in zip(names, figures, strict=True)}
+    """(B,), (B,) -> sums and counts of what a person watches; a tie is wrong, the extremes are the micro-batch's."""
+    both, pairs = torch.cat([chosen, rejected]), len(chosen)
+    figures = {
+        "accuracy": ((chosen > rejected).sum(), pairs),
+        "margin": ((chosen - rejected).sum(), pairs),
+        "chosen_reward": (chosen.sum(), pairs),
+        "rejected_reward": (rejected.sum(), pairs),
+        "min_reward": (both.min(), 1),
+        "mean_reward": (both.sum(), 2 * pairs),
+        "max_reward": (both.max(), 1),
+    }
+    totals = torch.stack([total.to(both.dtype) for total, _ in figures.values()]).tolist()
+    counts = [count for _, count in figures.values()]
+    return {name: (total, count) for name, total, count in zip(figures, totals, counts, strict=True)}
 
 
 def check_shapes(*tensors: Tensor) -> None:

@@ -11,13 +11,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from llmcore.manifest import Manifest, describe_file
 from llmcore.records import (
     Preference,
     Scanned,
+    is_artifact,
     load_records,
+    load_splits,
     refuse_shared_prompts,
     rows_error,
     split_records,
@@ -34,18 +36,38 @@ class Preferences(NamedTuple):
     unusable: Mapping[str, int]
 
 
-def load_preferences(path: Path, split: Literal["train", "valid"]) -> Preferences:
-    """One split; rows of plain files that are well formed but say nothing (equal answers) are counted, not refused."""
-    if path.is_dir() and (path / "manifest.json").exists():
-        records, manifest = load_records(path, Preference, split)
-        return Preferences(records, manifest, {})
+class PreferenceSplits(NamedTuple):
+    """What is trained on, and what is held out."""
+
+    train: Preferences
+    valid: Preferences
+
+
+def load_preferences(path: Path) -> PreferenceSplits:
+    """Both splits, of files read once; well-formed rows that say nothing (equal answers) are counted, not refused."""
+    if is_artifact(path):
+        train, valid, manifest = load_splits(path, Preference)
+        return PreferenceSplits(Preferences(train, manifest, {}), Preferences(valid, manifest, {}))
     if path.is_dir():
-        found = {name: scan_file(path / f"{name}.jsonl") for name in ("train", "valid")}
-        refuse_shared_prompts(path, found["train"][0], found["valid"][0])
-        return Preferences(found[split][0], describe_file(path / f"{split}.jsonl"), found[split][1])
+        files = [path / f"{name}.jsonl" for name in PreferenceSplits._fields]
+        splits = PreferenceSplits(*map(read_file, files))
+        refuse_shared_prompts(path, splits.train.records, splits.valid.records)
+        return splits
+    whole = read_file(path)
+    return PreferenceSplits(*(whole._replace(records=side) for side in split_records(whole.records)))
+
+
+def load_held_out(path: Path) -> Preferences:
+    """What is held out alone: of an artifact, the other file is not read."""
+    if is_artifact(path):
+        return Preferences(*load_records(path, Preference, "valid"), {})
+    return load_preferences(path).valid
+
+
+def read_file(path: Path) -> Preferences:
+    """One file, which is a split of its own."""
     records, unusable = scan_file(path)
-    train, valid = split_records(records)
-    return Preferences(train if split == "train" else valid, describe_file(path), unusable)
+    return Preferences(records, describe_file(path), unusable)
 
 
 def scan_file(path: Path) -> tuple[list[Preference], Mapping[str, int]]:

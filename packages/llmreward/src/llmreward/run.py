@@ -52,7 +52,7 @@ def run(
     context = model.config.context
     if config.token_share and not looks_back(model):
         raise ConfigError("token_share needs a model that looks back only, not an encoder", hint="set token_share=0")
-    train, valid = (load_preferences(data, split) for split in ("train", "valid"))
+    train, valid = load_preferences(data)
     check_margins(train.records)
     groups = tokenize_groups(train.records, tokenizer, data=config.data, context=context)
     held_out = tokenize_groups(valid.records, tokenizer, data=config.data, context=context)
@@ -75,7 +75,7 @@ def run(
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, Transformer)
-        return figures(evaluate_groups(model, watched, pad_id=tokenizer.pad_id)) if watched else {}
+        return figures(evaluate_groups(model, watched, pad_id=tokenizer.pad_id))
 
     with job:
         source = PreferenceBatches(groups.kept, pad_id=tokenizer.pad_id, share=looks_back(model), train=config.train)
@@ -85,7 +85,7 @@ def run(
             reward_loss(config.loss.build(), token_share=config.token_share),
             config.train,
             job,
-            evaluate=evaluate,
+            evaluate=evaluate if watched else None,
         )
         if job.complete is not None:
             return job.finish(model)

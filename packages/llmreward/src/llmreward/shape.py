@@ -17,7 +17,7 @@ from llmcore.tokenizer import Tokenizer, require_same_tokenizer
 from llmreward.batches import Group
 from llmreward.config import Normalization
 from llmreward.evaluate import Proportion, comparisons_of, held_out_groups, in_words, share
-from llmreward.preferences import load_preferences
+from llmreward.preferences import load_held_out
 from llmreward.prompts import longest_answer, prompts_to_answer
 from llmreward.ranking import kendall_tau
 from llmreward.shaping import AnyShaping, LengthBonus, LengthPenalty, MissingEnd, Repetition, Shaping
@@ -59,7 +59,7 @@ class Said(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """N answers with their rewards, and the comparisons and prompts among which rank matters."""
+    """N answers with their rewards, and the B comparisons and the prompts among which rank matters."""
 
     said: list[Said]
     rewards: np.ndarray
@@ -67,9 +67,9 @@ class Answers(NamedTuple):
     prompts: np.ndarray
     """(N,) the number of each answer's prompt."""
     better: np.ndarray
-    """(P,) the number of each comparison's better answer; empty where nobody compared."""
+    """(B,) the number of each comparison's better answer; empty where nobody compared."""
     worse: np.ndarray
-    """(P,)"""
+    """(B,)"""
 
 
 class Effect(NamedTuple):
@@ -169,7 +169,7 @@ def sampled_answers(scorer: Scorer, policy: Path, path: Path, samples: Normaliza
     device = next(scorer.model.parameters()).device
     model, tokenizer, _ = load_checkpoint(policy, expect="policy", device=device)
     require_same_tokenizer(policy, tokenizer, scorer.tokenizer, of="the reward model")
-    records: list[Preference] = load_preferences(path, "valid").records
+    records: list[Preference] = load_held_out(path).records
     context = min(scorer.model.config.context, model.config.context)
     prompts = prompts_to_answer(records, tokenizer, settings=samples, context=context)
     sampling = Sampling(max_new_tokens=longest_answer(samples, context), temperature=samples.temperature, seed=seed)

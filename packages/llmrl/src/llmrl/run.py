@@ -1,7 +1,7 @@
 """Reinforcement learning, from settings to a better policy: `grpo` and `ppo`."""
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -16,7 +16,7 @@ from llmcore.model.adapters import add_adapters
 from llmcore.model.dropout import switch_dropout_off
 from llmcore.model.transformer import Transformer
 from llmcore.options import required
-from llmcore.records import Prompt, load_records
+from llmcore.records import Prompt, load_splits
 from llmcore.scoring import Scorer, load_scorer
 from llmcore.tokenizer import require_same_tokenizer
 from llmcore.train.device import resolve
@@ -156,7 +156,7 @@ def prepare(config: RLConfig, device: str, dtype: str, *, reference: bool, make:
         dtype=placement.dtype,
     )
     prompts_path = Path(config.inputs.prompts) if config.inputs.prompts else builtin_data("prompts", make=make)
-    records, prompts_manifest = load_records(prompts_path, Prompt, "train")
+    records, others, prompts_manifest = load_splits(prompts_path, Prompt)
     prompts = Prompts(
         records,
         policy.tokenizer,
@@ -164,7 +164,7 @@ def prepare(config: RLConfig, device: str, dtype: str, *, reference: bool, make:
         max_dropped=config.rollout.max_dropped,
         hint="shorten them, lower rollout.max_completion_length, or allow it with rollout.max_dropped=1",
     )
-    held_out = load_held_out(prompts_path, policy, longest=longest) if config.rollout.eval_prompts else None
+    held_out = prompts_held_out(others, policy, longest=longest) if config.rollout.eval_prompts else None
     return Start(
         folder, policy, other, prompts, held_out, rewards, {**parents, **rewards.parents, "prompts": prompts_manifest}
     )
@@ -215,9 +215,8 @@ def with_critic(start: Start, config: PPOConfig) -> Start:
     return start._replace(parents=parents, critic=critic if isinstance(critic, Scorer) else critic.model)
 
 
-def load_held_out(path: Path, policy: Checkpoint, *, longest: int) -> Prompts | None:
+def prompts_held_out(records: Sequence[Prompt], policy: Checkpoint, *, longest: int) -> Prompts | None:
     """The held-out prompts, if there are any."""
-    records, _ = load_records(path, Prompt, "valid")
     return Prompts(records, policy.tokenizer, longest=longest, max_dropped=1.0) if records else None
 
 

@@ -34,14 +34,6 @@ def answerable(chats: Sequence[Chat]) -> list[Chat]:
     return found
 
 
-def answers(
-    model: Transformer, chats: Sequence[Chat], tokenizer: Tokenizer, *, temperature: float, max_new_tokens: int = 64
-) -> list[str]:
-    """The policy's answer to everything before the last assistant turn of each conversation."""
-    found = several_answers(model, chats, tokenizer, temperature=temperature, samples=1, max_new_tokens=max_new_tokens)
-    return [some[0] for some in found]
-
-
 def several_answers(
     model: Transformer,
     chats: Sequence[Chat],

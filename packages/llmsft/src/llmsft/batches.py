@@ -16,7 +16,7 @@ from llmcore.losses import Batch
 from llmcore.records import Chat
 from llmcore.tokenizer import Tokenizer
 from llmcore.train.config import TrainConfig
-from llmsft.packing import pack, packed_tensors
+from llmsft.packing import Packed, pack
 
 
 class ChatBatch(NamedTuple):
@@ -42,7 +42,13 @@ class ChatBatch(NamedTuple):
 class Order(Protocol):
     """Which rows a step sees: a function of (seed, step)."""
 
-    def rows_of(self, step: int) -> np.ndarray: ...
+    def rows_of(self, step: int) -> np.ndarray:
+        """Their numbers."""
+        ...
+
+    def competence(self, step: int) -> float | None:
+        """The share of the rows that is open; None where all of them always are."""
+        ...
 
 
 class Rows(NamedTuple):
@@ -69,7 +75,7 @@ class ChatBatches:
         """`order` is shuffled epochs if it is absent; with a `pair_cost` rows are packed; none passes `max_length`."""
         self.rows, self.pad_id, self.train = rows, pad_id, train
         self.pair_cost, self.max_length = pair_cost, max_length
-        self.order = order or epochs(rows, train, sort=pair_cost is None)
+        self.order = order or Epochs(rows, train, sort=pair_cost is None)
 
     def data_rows(self, step: int) -> list[int]:
         """Which of the rows a step sees, in the order of their batches."""
@@ -78,7 +84,7 @@ class ChatBatches:
     def micro_batches(self, step: int) -> list[ChatBatch]:
         """The micro-batches of one optimizer step."""
         numbers = self.order.rows_of(step)
-        competence = getattr(self.order, "competence", lambda _step: None)(step)
+        competence = self.order.competence(step)
         size = self.train.rows
         pieces = [[self.rows[i] for i in numbers[start : start + size]] for start in range(0, len(numbers), size)]
         return [self.batch(piece)._replace(competence=competence) for piece in pieces]
@@ -88,47 +94,29 @@ class ChatBatches:
         if self.pair_cost is None:
             return padded_batch(rows, self.pad_id, limit=self.max_length)
         packed = pack([len(row.ids) for row in rows], limit=self.max_length, pair_cost=self.pair_cost)
-        tensors = packed_tensors(rows, packed, pad_id=self.pad_id)
-        return ChatBatch(tensors.ids, tensors.mask, tensors.documents, tensors.lengths)
+        return packed_batch(rows, packed, self.pad_id)
 
 
-def epochs(rows: Sequence[Rendered], train: TrainConfig, *, sort: bool) -> LengthBuckets:
+class Epochs:
     """Every row once an epoch; if `sort`, neighbours in length share a batch, which packed rows need not."""
-    lengths = [len(row.ids) if sort else 0 for row in rows]
-    return LengthBuckets(lengths, batch=train.batch, seed=train.seed)
 
+    def __init__(self, rows: Sequence[Rendered], train: TrainConfig, *, sort: bool) -> None:
+        lengths = [len(row.ids) if sort else 0 for row in rows]
+        self.buckets = LengthBuckets(lengths, batch=train.batch, seed=train.seed)
 
-def training_rows(
-    chats: Sequence[Chat],
-    tokenizer: Tokenizer,
-    *,
-    max_length: int,
-    max_dropped: float,
-    completion_only_loss: bool = False,
-) -> Rows:
-    """All conversations as rows; more than the allowed share without a target is an error."""
-    rows = numbered_rows(chats, tokenizer, max_length=max_length, completion_only_loss=completion_only_loss)
-    dropped = len(chats) - len(rows.rendered)
-    if not rows.rendered or dropped > max_dropped * len(chats):
-        raise DataError(
-            f"{dropped} of {len(chats)} conversations have no assistant token left within {max_length} tokens",
-            hint="shorten them, raise data.max_length, or allow it with data.max_dropped=1",
-        )
-    return rows
+    def rows_of(self, step: int) -> np.ndarray:
+        """Row numbers of one step."""
+        return self.buckets.rows_of(step)
 
-
-def render_rows(
-    chats: Sequence[Chat], tokenizer: Tokenizer, *, max_length: int, completion_only_loss: bool = False
-) -> tuple[list[Rendered], dict[str, int]]:
-    """Conversations as ids and masks, cut at `max_length`; those without a trained token are dropped and counted."""
-    rows = numbered_rows(chats, tokenizer, max_length=max_length, completion_only_loss=completion_only_loss)
-    return rows.rendered, rows.counts
+    def competence(self, step: int) -> None:  # noqa: ARG002
+        """All rows are open from the start."""
+        return None
 
 
 def numbered_rows(
     chats: Sequence[Chat], tokenizer: Tokenizer, *, max_length: int, completion_only_loss: bool = False
 ) -> Rows:
-    """See `render_rows`."""
+    """Conversations as ids and masks, cut at `max_length`; those without a trained token are dropped and counted."""
     rows = Rows([], [], {})
     counts: Counter[str] = Counter(rows=len(chats))
     for number, chat in enumerate(chats):
@@ -146,6 +134,16 @@ def numbered_rows(
     del counts["whole"]
     rows.counts.update(counts)
     return rows
+
+
+def check_dropped(rows: Rows, *, allowed: float, max_length: int) -> None:
+    """More than the allowed share of the conversations without a target is an error, and so is no target at all."""
+    dropped = rows.counts["rows"] - len(rows.rendered)
+    if not rows.rendered or dropped > allowed * rows.counts["rows"]:
+        raise DataError(
+            f"{dropped} of {rows.counts['rows']} conversations have no assistant token left within {max_length} tokens",
+            hint="shorten them, raise data.max_length, or allow it with data.max_dropped=1",
+        )
 
 
 WHOLE, ANSWER_CUT, ASIDE_CUT = "whole", "truncated: an answer was cut", "truncated: behind the last answer"
@@ -170,16 +168,27 @@ def last_answer(row: Rendered) -> Rendered:
     return row._replace(mask=[trained and place >= first for place, trained in enumerate(row.mask)])
 
 
-def padded_batch(rows: Sequence[Rendered], pad_id: int, *, limit: int) -> ChatBatch:
-    """Rows as one right-padded batch."""
-    plain = chat_batch(rows, pad_id, limit=limit)
-    lengths = torch.tensor([len(row.ids) for row in rows]).unsqueeze(1).expand(plain.ids.shape)
-    return ChatBatch(plain.ids, plain.mask, None, lengths)
-
-
-def chat_batch(rows: Sequence[Rendered], pad_id: int, *, limit: int | None = None) -> Batch:
-    """Rendered rows as one right-padded batch, ids and mask (B, T), no longer than `limit`."""
+def padded_batch(rows: Sequence[Rendered], pad_id: int, *, limit: int | None = None) -> ChatBatch:
+    """Each row by itself, right-padded to one length of at most `limit`."""
     ids = pad_rows([row.ids for row in rows], value=pad_id, limit=limit)
     mask = pad_rows([row.mask for row in rows], value=0, limit=limit).to(torch.bool)
     mask[:, 0] = False
-    return Batch(ids=ids, mask=mask)
+    lengths = torch.tensor([len(row.ids) for row in rows]).unsqueeze(1).expand(ids.shape)
+    return ChatBatch(ids, mask, None, lengths)
+
+
+def packed_batch(rows: Sequence[Rendered], packed: Packed, pad_id: int) -> ChatBatch:
+    """Several rows in one; padding is a document of its own, and no document's first token is a target."""
+    shape = (len(packed.rows), packed.width)
+    ids, mask = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=bool)
+    documents, lengths = np.full(shape, len(rows), dtype=np.int64), np.ones(shape, dtype=np.int64)
+    for place, numbers in enumerate(packed.rows):
+        start = 0
+        for number in numbers:
+            row = rows[number]
+            here = (place, slice(start, start + len(row.ids)))
+            ids[here], mask[here], documents[here], lengths[here] = row.ids, row.mask, number, len(row.ids)
+            mask[place, start] = False
+            start += len(row.ids)
+    make = torch.from_numpy
+    return ChatBatch(make(ids), make(mask), make(documents), make(lengths))

@@ -32,6 +32,8 @@ class Examples(NamedTuple):
     """The examples as they are trained on."""
     chats: Sequence[Chat]
     """The same as records."""
+    numbers: Sequence[int]
+    """Where each stands in the data, from 0: those with nothing to train on are left out before."""
     reference_loss: Callable[[Sequence[Rendered]], Scores]
     """Nats per trained token of each row under the reference checkpoint."""
 
@@ -78,7 +80,8 @@ class ByKey(Difficulty):
         return (self.key,)
 
     def scores(self, examples: Examples) -> Scores:
-        return np.array([self.score(number, chat) for number, chat in enumerate(examples.chats, 1)], dtype=np.float64)
+        pairs = zip(examples.numbers, examples.chats, strict=True)
+        return np.array([self.score(number, chat) for number, chat in pairs], dtype=np.float64)
 
     def score(self, number: int, chat: Chat) -> float:
         value = chat.extra.get(self.key)
@@ -88,7 +91,7 @@ class ByKey(Difficulty):
             return float(value)
         wanted = f"one of {', '.join(self.order)}" if self.order else "a number"
         raise DataError(
-            f"conversation {number}: {self.key} is {value!r}, a curriculum needs {wanted}",
+            f"conversation {number + 1}: {self.key} is {value!r}, a curriculum needs {wanted}",
             hint="give each row the key, or set curriculum.by.key to another, or curriculum.by.order to its words",
         )
 

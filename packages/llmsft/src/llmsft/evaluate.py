@@ -9,22 +9,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from llmcore.chat import Rendered
 from llmcore.errors import DataError
 from llmcore.evaluate.passes import pass_at, powers
 from llmcore.intervals import Interval, exponential, mean, ratio, share
-from llmcore.losses import next_token_loss
 from llmcore.model.transformer import Transformer
 from llmcore.records import Chat
 from llmcore.tokenizer import Tokenizer
 from llmsft import overlap
 from llmsft.answers import is_right, several_answers
-from llmsft.batches import chat_batch, numbered_rows, render_rows
+from llmsft.batches import numbered_rows
 from llmsft.reference import row_losses
 
-ROWS = 64
 Array = NDArray[np.float64]
 
 
@@ -140,20 +138,17 @@ def conversation_losses(model: Transformer, chats: Sequence[Chat], tokenizer: To
             hint="give shorter conversations, or a model with a longer context",
         )
     nats, tokens = np.zeros(len(chats)), np.zeros(len(chats))
-    tokens[rows.numbers] = [sum(row.mask[1:]) for row in rows.rendered]
-    nats[rows.numbers] = row_losses(model, rows.rendered, pad_id=tokenizer.pad_id) * tokens[rows.numbers]
+    nats[rows.numbers], tokens[rows.numbers] = row_sums(model, rows.rendered, pad_id=tokenizer.pad_id)
     return nats, tokens
 
 
-def chat_loss(model: Transformer, chats: Sequence[Chat], tokenizer: Tokenizer) -> float:
-    """Nats per trained token over all conversations together."""
-    rows, _ = render_rows(chats, tokenizer, max_length=model.config.context)
-    rows = sorted(rows, key=lambda row: len(row.ids))
-    device = next(model.parameters()).device
-    nats, tokens = 0.0, 0
-    with torch.inference_mode():
-        for i in range(0, len(rows), ROWS):
-            batch = chat_batch(rows[i : i + ROWS], tokenizer.pad_id, limit=model.config.context)
-            loss = next_token_loss(model, batch.to(device))
-            nats, tokens = nats + float(loss.total), tokens + loss.count
-    return nats / tokens
+def held_out_loss(model: Transformer, rows: Sequence[Rendered], *, pad_id: int) -> float:
+    """Nats per trained token over all rows together."""
+    nats, tokens = row_sums(model, rows, pad_id=pad_id)
+    return float(nats.sum() / tokens.sum())
+
+
+def row_sums(model: Transformer, rows: Sequence[Rendered], *, pad_id: int) -> tuple[Array, Array]:
+    """(R,) nats and (R,) trained tokens of each row."""
+    tokens = np.array([sum(row.mask[1:]) for row in rows], dtype=np.float64)
+    return row_losses(model, rows, pad_id=pad_id) * tokens, tokens

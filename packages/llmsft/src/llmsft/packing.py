@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from llmcore.batching import MULTIPLE
-from llmcore.chat import Rendered
 from llmcore.model.config import ModelConfig
 from llmcore.model.size import count_parameters, skeleton
 
@@ -80,31 +78,6 @@ def relative_pair_cost(config: ModelConfig) -> float:
     model = skeleton(config)
     weights = count_parameters(model) - (0 if model.head is None else model.embedding.weight.numel())
     return config.depth * config.attention.products(config.width) / weights
-
-
-class PackedTensors(NamedTuple):
-    """(R, T) each."""
-
-    ids: torch.Tensor
-    mask: torch.Tensor
-    documents: torch.Tensor
-    lengths: torch.Tensor
-
-
-def packed_tensors(rows: Sequence[Rendered], packed: Packed, *, pad_id: int) -> PackedTensors:
-    """The rows as tensors; padding is a document of its own, and no document's first token is a target."""
-    shape = (len(packed.rows), packed.width)
-    ids, mask = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=bool)
-    documents, lengths = np.full(shape, len(rows), dtype=np.int64), np.ones(shape, dtype=np.int64)
-    for place, numbers in enumerate(packed.rows):
-        start = 0
-        for number in numbers:
-            row = rows[number]
-            here = (place, slice(start, start + len(row.ids)))
-            ids[here], mask[here], documents[here], lengths[here] = row.ids, row.mask, number, len(row.ids)
-            mask[place, start] = False
-            start += len(row.ids)
-    return PackedTensors(*(torch.from_numpy(array) for array in (ids, mask, documents, lengths)))
 
 
 def rounded(width: float) -> int:

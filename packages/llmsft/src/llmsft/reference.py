@@ -12,7 +12,7 @@ from llmcore.chat import Rendered
 from llmcore.losses import token_logprobs
 from llmcore.model.transformer import Transformer
 from llmcore.storage import read_regular, write_durably
-from llmsft.batches import chat_batch
+from llmsft.batches import padded_batch
 from llmsft.curriculum import Scores
 
 NAME = "difficulty.json"
@@ -48,7 +48,7 @@ def row_losses(model: Transformer, rows: Sequence[Rendered], *, pad_id: int) -> 
     device = next(model.parameters()).device
     for start in range(0, len(order), ROWS):
         numbers = order[start : start + ROWS]
-        batch = chat_batch([rows[i] for i in numbers], pad_id, limit=model.config.context).to(device)
+        batch = padded_batch([rows[i] for i in numbers], pad_id, limit=model.config.context).plain.to(device)
         mask = batch.mask[:, 1:]
         logprobs = token_logprobs(model, batch.ids)
         losses[numbers] = (-(logprobs * mask).sum(1) / mask.sum(1)).double().cpu().numpy()

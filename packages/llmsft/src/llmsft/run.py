@@ -15,7 +15,7 @@ from llmcore.manifest import Manifest
 from llmcore.model.adapters import add_adapters
 from llmcore.model.transformer import Transformer
 from llmcore.options import required
-from llmcore.records import Chat, Message, load_records
+from llmcore.records import Chat, Message, load_splits
 from llmcore.tokenizer import Tokenizer, require_same_tokenizer
 from llmcore.train.device import resolve_device
 from llmcore.train.loop import fit
@@ -24,10 +24,10 @@ from llmcore.train.run import Run
 from llmcore.train.samples import Prompting
 from llmcore.train.schedule import warmup_steps
 from llmcore.train.source import FromFunction
-from llmsft.batches import ChatBatches, Order, Rows, epochs, training_rows
+from llmsft.batches import ChatBatches, Epochs, Order, Rows, check_dropped, numbered_rows
 from llmsft.config import SFTConfig
 from llmsft.curriculum import ByLoss, Examples, Ramp, Scores
-from llmsft.evaluate import chat_loss
+from llmsft.evaluate import held_out_loss
 from llmsft.loss import sft_loss
 from llmsft.packing import relative_pair_cost
 from llmsft.preview import one_line, summary
@@ -35,6 +35,7 @@ from llmsft.reference import stored_losses
 
 EVAL_CHATS = 256
 SAMPLED_CHATS = 3
+SHOWN_ROWS = 3
 
 
 def run(
@@ -55,7 +56,7 @@ def run(
         prompting=Prompting(questions(start.held_out), partial(as_question, tokenizer=start.base.tokenizer)),
         next_commands=[f"llmcore chat {out}", f"llmsft eval {start.folder} {out} --data {start.data}"],
     )
-    model, tokenizer = start.base.model, start.base.tokenizer
+    model, tokenizer, watched = start.base.model, start.base.tokenizer, start.watched.rendered
     with job:
         batches = ChatBatches(
             start.rows.rendered,
@@ -69,7 +70,7 @@ def run(
             add_adapters(model, config.lora, seed=config.train.seed)
 
         def evaluate(model: Transformer) -> dict[str, float]:
-            return {"loss": chat_loss(model, start.held_out[:EVAL_CHATS], tokenizer)}
+            return {"loss": held_out_loss(model, watched, pad_id=tokenizer.pad_id)}
 
         fit(
             model,
@@ -77,7 +78,7 @@ def run(
             sft_loss(config.loss_type, config.loss, neftune_noise_alpha=config.neftune_noise_alpha),
             config.train,
             job,
-            evaluate=evaluate if start.held_out else None,
+            evaluate=evaluate if watched else None,
         )
         return job.finish(model, counts=start.rows.counts, base=("base", start.folder))
 
@@ -94,6 +95,8 @@ class Start(NamedTuple):
     chats: list[Chat]
     held_out: list[Chat]
     rows: Rows
+    watched: Rows
+    """The first few of those held out, cut and masked like the others: what `val_loss` is of."""
     parents: dict[str, Manifest]
 
 
@@ -103,21 +106,21 @@ def prepare(config: SFTConfig, *, make: bool = True) -> Start:
     data = Path(config.inputs.data) if config.inputs.data else builtin_data("chats", make=make)
     base = load_checkpoint(folder, expect="policy")
     keys = config.curriculum.by.keys() if config.curriculum else ()
-    chats, data_manifest = load_records(data, Chat, "train", keep=keys)
-    held_out, _ = load_records(data, Chat, "valid", keep=keys)
-    rows = training_rows(
-        chats,
-        base.tokenizer,
-        max_length=min(config.data.max_length or base.model.config.context, base.model.config.context),
-        max_dropped=config.data.max_dropped,
-        completion_only_loss=config.data.completion_only_loss,
+    chats, held_out, data_manifest = load_splits(data, Chat, keep=keys)
+    max_length = min(config.data.max_length or base.model.config.context, base.model.config.context)
+    rows, watched = (
+        numbered_rows(
+            some, base.tokenizer, max_length=max_length, completion_only_loss=config.data.completion_only_loss
+        )
+        for some in (chats, held_out[:EVAL_CHATS])
     )
+    check_dropped(rows, allowed=config.data.max_dropped, max_length=max_length)
     parents = {"base": base.manifest, "data": data_manifest}
     reference = base
     if config.inputs.reference is not None:
         reference = reference_policy(config, base)
         parents["reference"] = reference.manifest
-    return Start(folder, data, base, reference, chats, held_out, rows, parents)
+    return Start(folder, data, base, reference, chats, held_out, rows, watched, parents)
 
 
 def reference_policy(config: SFTConfig, base: Checkpoint) -> Checkpoint:
@@ -139,10 +142,11 @@ def curriculum_order(config: SFTConfig, start: Start, job: Run) -> Order | None:
         Examples(
             rows.rendered,
             [start.chats[number] for number in rows.numbers],
+            rows.numbers,
             partial(reference_losses, config, start, job),
         )
     )
-    after = epochs(rows.rendered, train, sort=not config.data.packing)
+    after = Epochs(rows.rendered, train, sort=not config.data.packing)
     return Ramp(scores, curriculum, batch=train.batch, steps=train.steps, seed=train.seed, after=after.rows_of)
 
 
@@ -166,12 +170,16 @@ def reference_losses(config: SFTConfig, start: Start, job: Run, rows: Sequence[R
 def facts(config: SFTConfig, start: Start) -> dict[str, str]:
     """What the start panel says of the inputs: where the loss falls above all."""
     train, rows = config.train, start.rows
+    trained, tokens = rows.counts["trained tokens"], rows.counts["tokens in rows"]
+    assert 0 < trained <= tokens, f"{trained} of {tokens} tokens are trained on"
     passes = train.steps * train.batch / len(rows.rendered)
     found = {
         "base": f"{start.folder} · {start.base.manifest.id}",
         "data": f"{start.data} · {summary(rows.counts)} · {passes:.1f} epochs",
-        "example": one_line(rows.rendered[0], start.base.tokenizer),
+        "held out": summary(start.watched.counts) if start.watched.rendered else unwatched(start.held_out),
     }
+    for number, row in enumerate(rows.rendered[:SHOWN_ROWS], 1):
+        found[f"example {number}"] = one_line(row, start.base.tokenizer, longest=120)
     if config.curriculum is not None:
         ramp = config.curriculum
         steps = warmup_steps(ramp.ramp, train.steps)
@@ -179,6 +187,12 @@ def facts(config: SFTConfig, start: Start) -> dict[str, str]:
             f"by {ramp.by.kind} · {ramp.start:.0%} of it at first, all from step {steps} ({ramp.pacing.kind})"
         )
     return found
+
+
+def unwatched(held_out: Sequence[Chat]) -> str:
+    """Why there is nothing to evaluate."""
+    why = f"no answer of {len(held_out)} conversations begins within data.max_length" if held_out else "nothing"
+    return f"{why}: no val_loss"
 
 
 def data_rows(batches: ChatBatches, rows: Rows, step: int) -> list[int]:

@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -199,9 +199,3 @@ def clock(seconds: float) -> str:
 def read_json(path: Path) -> Any:
     """The contents of a JSON file, or None where there is none."""
     return json.loads(path.read_bytes()) if path.exists() else None
-
-
-def average(rows: Sequence[Mapping[str, Any]], name: str) -> float:
-    """The mean of a figure over lines of metrics that have it."""
-    values = [row[name] for row in rows if row.get(name) is not None]
-    return sum(values) / len(values) if values else math.nan

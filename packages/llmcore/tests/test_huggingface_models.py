@@ -225,7 +225,15 @@ def test_a_round_trip_keeps_every_bit(tmp_path: Path, case: str) -> None:
     assert torch.equal(ours_before.model(some_ids()), ours_after.model(some_ids()))
 
 
-@pytest.mark.parametrize("case", ["gpt2", "llama3", "mistral", "qwen2", "qwen3", "gemma"])
+OLMO2 = pytest.param(
+    "olmo2",
+    marks=pytest.mark.skipif(
+        not hasattr(transformers, "Olmo2ForSequenceClassification"), reason="this transformers has no such class"
+    ),
+)
+
+
+@pytest.mark.parametrize("case", ["gpt2", "llama3", "mistral", "qwen2", "qwen3", OLMO2, "gemma"])
 def test_their_reward_model_scores_the_same_here(tmp_path: Path, case: str) -> None:
     reference = theirs(tmp_path / "theirs", case, "SequenceClassification", num_labels=1, pad_token_id=0)
     assert import_hf(tmp_path / "theirs", tmp_path / "ours").kind == "reward"
@@ -234,7 +242,7 @@ def test_their_reward_model_scores_the_same_here(tmp_path: Path, case: str) -> N
         assert (model(some_ids())[:, -1] - reference(some_ids()).logits).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("case", ["default", "untied-llama3", "qwen3", "gemma", "gpt2"])
+@pytest.mark.parametrize("case", ["default", "untied-llama3", "mistral", "qwen2", "qwen3", OLMO2, "gemma", "gpt2"])
 def test_our_reward_model_scores_the_same_there(tmp_path: Path, case: str) -> None:
     model = ours(tmp_path / "ours", case, head="scalar")
     export_hf(tmp_path / "ours", tmp_path / "theirs", check=True)

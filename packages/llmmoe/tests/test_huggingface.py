@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from llmcore.checkpoint import load_checkpoint, save_model
 from llmcore.errors import ArtifactError, ConfigError
 from llmcore.extensions import needs_of
+from llmcore.generate.engine import generate
+from llmcore.generate.sampling import Sampling
 from llmcore.huggingface.family import all_families
 from llmcore.huggingface.reading import import_hf
 from llmcore.huggingface.writing import export_hf
@@ -57,11 +59,11 @@ def randomise(model: torch.nn.Module) -> None:
             parameter.copy_(centre + 0.2 * torch.randn(parameter.shape, generator=generator))
 
 
-def theirs(folder: Path, case: str, **settings: Any) -> Any:
+def theirs(folder: Path, case: str, task: str = "CausalLM", **settings: Any) -> Any:
     transformers = pytest.importorskip("transformers")
     name, values = THEIRS[case]
     config = getattr(transformers, f"{name}Config")(**{**values, **settings})
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model = getattr(transformers, f"AutoModelFor{task}").from_config(config).eval()
     randomise(model)
     model.save_pretrained(folder)
     (folder / "tokenizer.json").write_bytes(Tokenizer.byte_level().files()["tokenizer.json"])
@@ -75,16 +77,31 @@ def ours(folder: Path, case: str, **settings: Any) -> Transformer:
     randomise(model)
     folder.mkdir()
     files = save_model(folder, model, Tokenizer.byte_level())
-    write_manifest(folder, kind="policy", made_by="test", config={}, needs=needs_of(config), files=files)
+    kind = "reward" if config.head == "scalar" else "policy"
+    write_manifest(folder, kind=kind, made_by="test", config={}, needs=needs_of(config), files=files)
     return model
 
 
+def some_ids() -> torch.Tensor:
+    return torch.randint(3, 300, (2, CONTEXT), generator=torch.Generator().manual_seed(5))
+
+
+def greedy(reference: Any, prompt: torch.Tensor, count: int) -> list[list[int]]:
+    """Continue by the likeliest token, each from a whole forward of theirs."""
+    ids = prompt
+    for _ in range(count):
+        ids = torch.cat([ids, reference(ids).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+    return [list(row) for row in ids[:, prompt.shape[1] :].tolist()]
+
+
 def same_function(model: Transformer, reference: Any) -> None:
-    ids = torch.randint(3, 300, (2, CONTEXT), generator=torch.Generator().manual_seed(5))
+    """Logits within 1e-4, greedy continuations from our cache those of their whole forwards."""
+    ids, prompt = some_ids(), some_ids()[:, :9]
     with torch.no_grad():
-        scores, wanted = model(ids), reference(ids).logits
-        assert (scores - wanted).abs().max() < 1e-4
-        assert torch.equal(scores.argmax(-1), wanted.argmax(-1))
+        assert (model(ids) - reference(ids).logits).abs().max() < 1e-4
+        wanted = greedy(reference, prompt, CONTEXT - 9)
+    found = generate(model, prompt.tolist(), Sampling(max_new_tokens=CONTEXT - 9, temperature=0.0), stop_ids=[])
+    assert [list(row[0].ids) for row in found] == wanted
 
 
 def test_the_families_are_offered_by_entry_point() -> None:
@@ -109,6 +126,29 @@ def test_our_model_computes_the_same_there(tmp_path: Path, case: str, tied: bool
     model = ours(tmp_path / "ours", case, tie_embeddings=tied)
     export_hf(tmp_path / "ours", tmp_path / "theirs", check=True)
     same_function(model, transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs").eval())
+
+
+@pytest.mark.parametrize("case", ["mixtral", "qwen3_moe"])
+def test_their_reward_model_scores_the_same_here(tmp_path: Path, case: str) -> None:
+    reference = theirs(tmp_path / "theirs", case, "SequenceClassification", num_labels=1, pad_token_id=0)
+    assert import_hf(tmp_path / "theirs", tmp_path / "ours").kind == "reward"
+    model = load_checkpoint(tmp_path / "ours", expect="reward").model
+    with torch.no_grad():
+        assert (model(some_ids())[:, -1] - reference(some_ids()).logits).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("case", OURS)
+def test_our_reward_model_scores_the_same_there(tmp_path: Path, case: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = ours(tmp_path / "ours", case, head="scalar")
+    export_hf(tmp_path / "ours", tmp_path / "theirs", check=True)
+    reference = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "theirs").eval()
+    ids = some_ids()
+    ids[1, -5:] = reference.config.pad_token_id
+    with torch.no_grad():
+        scores = model(ids)[..., 0]
+        wanted = torch.stack([scores[0, -1], scores[1, -6]])
+        assert (wanted - reference(ids).logits[:, 0]).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("changed", [{"norm_topk_prob": False}, {"decoder_sparse_step": 2}, {"mlp_only_layers": [0]}])

@@ -111,8 +111,8 @@ def test_a_batch_of_pairs_gives_sums_and_counts_ties_as_wrong() -> None:
     assert result.metrics["margin"][0] == pytest.approx(first - second, abs=1e-6)
     assert result.metrics["chosen_reward"][0] == pytest.approx(first + tie, abs=1e-6)
     assert result.metrics["mean_reward"] == (pytest.approx(first + second + 2 * tie, abs=1e-6), 4)
-    assert result.metrics["min_reward"] == (pytest.approx(min(first, second, tie), abs=1e-6), 1)
-    assert result.metrics["max_reward"] == (pytest.approx(max(first, second, tie), abs=1e-6), 1)
+    assert result.metrics["min_reward"] == (pytest.approx(min(first, second, tie), abs=1e-6), "min")
+    assert result.metrics["max_reward"] == (pytest.approx(max(first, second, tie), abs=1e-6), "max")
     assert result.total.requires_grad
 
 

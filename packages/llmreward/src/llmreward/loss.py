@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from llmcore.branches import Layout, plain_rows
 from llmcore.extensions import Part, part
-from llmcore.losses import Loss
+from llmcore.losses import Figure, Loss
 from llmcore.model.transformer import Transformer
 from llmcore.scoring import layout_scores, layout_token_scores
 
@@ -135,21 +135,20 @@ def token_loss(pair_loss: PairLoss, scores: Tensor, batch: PreferenceBatch) -> T
 
 
 @torch.no_grad()
-def pair_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, tuple[float, int]]:
-    """(B,), (B,) -> sums and counts of what a person watches; a tie is wrong, the extremes are the micro-batch's."""
+def pair_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, Figure]:
+    """(B,), (B,) -> what a person watches of comparisons and of both their answers; a tie is wrong."""
     both, pairs = torch.cat([chosen, rejected]), len(chosen)
-    figures = {
+    figures: dict[str, tuple[Tensor, int | Literal["max", "min"]]] = {
         "accuracy": ((chosen > rejected).sum(), pairs),
         "margin": ((chosen - rejected).sum(), pairs),
         "chosen_reward": (chosen.sum(), pairs),
         "rejected_reward": (rejected.sum(), pairs),
-        "min_reward": (both.min(), 1),
         "mean_reward": (both.sum(), 2 * pairs),
-        "max_reward": (both.max(), 1),
+        "min_reward": (both.min(), "min"),
+        "max_reward": (both.max(), "max"),
     }
-    totals = torch.stack([total.to(both.dtype) for total, _ in figures.values()]).tolist()
-    counts = [count for _, count in figures.values()]
-    return {name: (total, count) for name, total, count in zip(figures, totals, counts, strict=True)}
+    values = torch.stack([value.to(both.dtype) for value, _ in figures.values()]).tolist()
+    return {name: (value, over) for value, (name, (_, over)) in zip(values, figures.items(), strict=True)}
 
 
 def check_shapes(*tensors: Tensor) -> None:

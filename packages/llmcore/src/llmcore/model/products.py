@@ -49,6 +49,8 @@ class Product:
             return torch.mm(x, self.matrix) if onto is None else onto.addmm_(x, self.matrix)
         count = len(self.blocks)
         row = x.expand(count, 1, -1)
+        if onto is None and torch.compiler.is_compiling():  # torch.compile writes loops of its own for `bmm` of one row
+            onto = x.new_zeros(1, self.matrix.shape[1])
         if onto is None:
             return torch.bmm(row, self.blocks).view(1, -1)
         onto.view(count, 1, -1).baddbmm_(row, self.blocks)

@@ -13,8 +13,9 @@ from rich.tree import Tree
 
 from llmcore import command
 from llmcore.config import load_config
+from llmcore.huggingface.cli import export_app, import_app
 from llmcore.manifest import Manifest, family, read_manifest, verify_artifact
-from llmcore.options import DeviceOption, DtypeOption, ResultJsonOption, refuse_unused
+from llmcore.options import BaseOption, DeviceOption, DtypeOption, ResultJsonOption
 from llmcore.runs.cli import app as runs_app
 
 NAMES_SHOWN = 3
@@ -32,9 +33,6 @@ Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
 TopK = Annotated[int, typer.Option("--top-k", help="Sample among the k likeliest tokens; 0 is all.")]
 TopP = Annotated[float, typer.Option("--top-p", help="Sample among the likeliest tokens that hold this probability.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same text.")]
-Base = Annotated[
-    Path | None, typer.Option("--base", metavar="DIR", help="The model below an adapter, if it is not where it was.")
-]
 
 
 @app.command()
@@ -96,7 +94,7 @@ def generate(
     seed: Seed = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "fp32",
-    base: Base = None,
+    base: BaseOption = None,
     json: ResultJsonOption = False,
 ) -> None:
     """Continue a text with a policy."""
@@ -121,7 +119,7 @@ def chat(
     seed: Seed = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "fp32",
-    base: Base = None,
+    base: BaseOption = None,
 ) -> None:
     """Talk with a policy in the terminal: Ctrl-C stops an answer, /new begins again, Ctrl-D ends.
 
@@ -237,9 +235,7 @@ def replay(
 app.add_typer(runs_app, name="runs")
 launch_app = command.new_app("Start runs on many machines.")
 app.add_typer(launch_app, name="launch")
-import_app = command.new_app("Bring a model from elsewhere.")
 app.add_typer(import_app, name="import")
-export_app = command.new_app("Take a model elsewhere.")
 app.add_typer(export_app, name="export")
 
 
@@ -265,58 +261,9 @@ def launch_slurm(
     print(slurm_script(words, nodes=nodes, gpus=gpus, cpus=cpus, time=time, options=sbatch or []), end="")
 
 
-@import_app.command("hf", no_args_is_help=True)
-def import_from_hugging_face(
-    source: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that save_pretrained wrote, or a download.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The checkpoint to write.")],
-    chat: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="The chat format, where the template is not known; none: without."),
-    ] = None,
-    context: Annotated[
-        int | None, typer.Option(metavar="N", help="Longest sequence; all of the model's if left out.")
-    ] = None,
-    json: ResultJsonOption = False,
-) -> None:
-    """Turn a Hugging Face folder into a checkpoint; transformers is not needed."""
-    from llmcore.huggingface.reading import import_hf
-
-    report(import_hf(source, out, chat=chat, context=context), out, json=json)
-
-
-@export_app.command("hf", no_args_is_help=True)
-def export_to_hugging_face(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A policy, reward model or adapter.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
-    check: Annotated[
-        bool, typer.Option("--check", help="Read it back and compare, bit for bit: weights, logits and tokenizer.")
-    ] = False,
-    base: Base = None,
-    json: ResultJsonOption = False,
-) -> None:
-    """Turn a checkpoint into a folder that transformers, TRL and vLLM load; an adapter into one for PEFT."""
-    from llmcore.huggingface.peft import export_peft
-    from llmcore.huggingface.writing import export_hf
-
-    if (kind := read_manifest(checkpoint).kind) == "adapter":
-        report(export_peft(checkpoint, out, base=base, check=check), out, json=json)
-    else:
-        refuse_unused(f"for a {kind}, which stands on no other model", base=base)
-        report(export_hf(checkpoint, out, check=check), out, json=json)
-
-
 def assignments(**options: float) -> list[str]:
     """Options as settings: what is set behind them stands above their defaults."""
     return [f"{name}={value}" for name, value in options.items()]
-
-
-def report(manifest: Manifest, out: Path, *, json: bool) -> None:
-    """Say what was written."""
-    if json:
-        print(manifest.model_dump_json())
-    else:
-        details = ", ".join(f"{name} {value}" for name, value in manifest.config.items())
-        print(f"{out}: {manifest.kind} {manifest.id} ({details})")
 
 
 def person(name: str, manifest: Manifest) -> str:

@@ -38,6 +38,9 @@ TasksOption = Annotated[
 TaskCountOption = Annotated[
     int | None, typer.Option("--task-count", min=1, help="Score this many items of each task, drawn with a fixed seed.")
 ]
+BaseOption = Annotated[
+    Path | None, typer.Option("--base", metavar="DIR", help="The model below an adapter, if it is not where it was.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
 

@@ -17,6 +17,7 @@ reading    `llmcore import hf`
 writing    `llmcore export hf`
 peft       the same of an adapter
 card       the exported README.md
+cli        the commands
 
 A family of an outside package joins by the entry-point group `llmcore.huggingface`, named by its `model_type`.
 """

@@ -26,6 +26,7 @@ from llmcore.train.parallel import Engine
 from llmcore.train.precision import LossScale
 from llmcore.train.source import Source
 from llmcore.train.tally import Tally
+from llmcore.train.verdicts import need_no_evaluation
 
 if TYPE_CHECKING:
     from llmcore.train.run import Run
@@ -50,6 +51,8 @@ def fit(
     """
     if run.complete is not None:
         return
+    if evaluate is None:
+        need_no_evaluation(config)
     if run.rehearsal is not None:
         run.rehearsal.play(run, model, source, loss_fn, config)
     with run.session(model, config) as session:

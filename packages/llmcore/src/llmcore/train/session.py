@@ -175,10 +175,7 @@ class Session(Generic[M]):
 
     def evaluate(self, function: Callable[[M], Mapping[str, float]] | None) -> None:
         """Add validation figures to this step's line, unless it has them; a signal puts them off to the next start."""
-        if function is None:
-            self.verdicts.need_no_evaluation()
-            return
-        if self.verdicts.evaluated(self.step):
+        if function is None or self.verdicts.evaluated(self.step):
             return
         self.model.eval()
         torch.manual_seed(step_seed(self.config.seed, self.step))

@@ -31,14 +31,6 @@ class Verdicts:
         """Whether this step has its validation figures."""
         return bool(self.ranks.first(self.metrics.evaluated(step)))
 
-    def need_no_evaluation(self) -> None:
-        """Without an evaluation no checkpoint is the best."""
-        if self.config.keep_best:
-            raise TrainingError(
-                f"train.keep_best is {self.config.keep_best}, and this run has no evaluation to rank by",
-                hint="give held-out data, or leave keep_best out",
-            )
-
     def end_after(self, step: int, *, stopping: bool) -> str | None:
         """Why this evaluated step is the last one, if it is; `stopping`: a signal may have put its evaluation off."""
         if self.config.early_stopping is None or not step or step % self.config.eval_every:
@@ -77,3 +69,12 @@ class Verdicts:
                 hint="evaluate more often: train.eval_every",
             )
         return ranked[0]
+
+
+def need_no_evaluation(config: TrainConfig) -> None:
+    """Refuse, before the first step, to rank checkpoints that nothing will evaluate."""
+    if config.keep_best:
+        raise TrainingError(
+            f"train.keep_best is {config.keep_best}, and this run has no evaluation to rank by",
+            hint="give held-out data, or leave keep_best out",
+        )

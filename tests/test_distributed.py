@@ -92,7 +92,7 @@ QUICK = [("pretrain", "ddp"), ("grpo", "fsdp")]
 )
 def test_two_ranks_equal_one(stage: str, mode: str, line: Line, tmp_path: Path) -> None:
     words = command(stage, line)
-    parts = [] if stage == "moe" else ["train.micro_batch=4"]  # what two ranks have: some figures are means over them
+    parts = as_two_ranks(stage)
     alone = run(*words, *parts, "--out", tmp_path / "one", cwd=tmp_path)
     assert alone.code == 0, alone.err
     fine(*words, f"train.parallel={mode}", "--out", tmp_path / "two", cwd=tmp_path)
@@ -182,6 +182,11 @@ def test_a_signal_to_one_rank_ends_all_after_the_same_step(line: Line, tmp_path:
     assert (out / "run" / "checkpoints" / f"step-{step:08}" / "manifest.json").exists()
 
 
+def as_two_ranks(stage: str) -> list[str]:
+    """What makes one process add up as two: some figures are means over parts; experts balance over all rows."""
+    return [] if stage == "moe" else ["train.micro_batch=4"]
+
+
 RESTARTED = [("pretrain", "ddp"), ("pretrain", "fsdp"), ("grpo", "fsdp")]
 
 
@@ -195,7 +200,7 @@ RESTARTED = [("pretrain", "ddp"), ("pretrain", "fsdp"), ("grpo", "fsdp")]
 )
 def test_torchrun_restarts_a_killed_rank_and_the_run_goes_on(stage: str, mode: str, line: Line, tmp_path: Path) -> None:
     words = [*command(stage, line), "train.steps=40"]
-    whole = run(*words, "train.micro_batch=4", "--out", tmp_path / "whole", cwd=tmp_path)
+    whole = run(*words, *as_two_ranks(stage), "--out", tmp_path / "whole", cwd=tmp_path)
     assert whole.code == 0, whole.err
     out = tmp_path / "out"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]

@@ -8,10 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hf_oracle import VOCABULARY, same_function, same_rewards_here, same_rewards_there, some_ids
 from llmcore.checkpoint import load_checkpoint, save_model
 from llmcore.errors import ArtifactError, ConfigError, LLMError
-from llmcore.generate.engine import generate
-from llmcore.generate.sampling import Sampling
 from llmcore.huggingface.qwen import QWEN_SPLIT
 from llmcore.huggingface.reading import import_hf, read_hf
 from llmcore.huggingface.writing import export_hf
@@ -22,7 +21,6 @@ from llmcore.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
 
-VOCABULARY = 300
 CONTEXT = 64
 SIZES = {
     "vocab_size": VOCABULARY,
@@ -167,29 +165,6 @@ def ours(folder: Path, case: str, **settings: Any) -> Transformer:
     return model
 
 
-def some_ids() -> torch.Tensor:
-    return torch.randint(3, VOCABULARY, (2, CONTEXT), generator=torch.Generator().manual_seed(5))
-
-
-def greedy(reference: Any, prompt: torch.Tensor, count: int) -> list[list[int]]:
-    """Continue by the likeliest token, each from a whole forward of theirs."""
-    ids = prompt
-    for _ in range(count):
-        ids = torch.cat([ids, reference(ids).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
-    return [list(row) for row in ids[:, prompt.shape[1] :].tolist()]
-
-
-def same_function(model: Transformer, reference: Any) -> None:
-    """Logits within 1e-4, greedy continuations identical."""
-    with torch.no_grad():
-        ids = some_ids()
-        difference = (model(ids) - reference(ids).logits).abs().max()
-        assert difference < 1e-4
-        prompt = ids[:, :9]
-        found = generate(model, prompt.tolist(), Sampling(max_new_tokens=20, temperature=0.0), stop_ids=[])
-        assert [list(row[0].ids) for row in found] == greedy(reference, prompt, 20)
-
-
 @pytest.mark.parametrize("case", THEIRS)
 def test_their_model_computes_the_same_here(tmp_path: Path, case: str) -> None:
     reference = theirs(tmp_path / "theirs", case)
@@ -222,37 +197,18 @@ def test_a_round_trip_keeps_every_bit(tmp_path: Path, case: str) -> None:
     import_hf(tmp_path / "again", tmp_path / "twice")
     ours_before, ours_after = (load_checkpoint(tmp_path / name) for name in ("ours", "twice"))
     assert ours_before.tokenizer.sha256 == ours_after.tokenizer.sha256
-    assert torch.equal(ours_before.model(some_ids()), ours_after.model(some_ids()))
+    assert torch.equal(ours_before.model(some_ids(CONTEXT)), ours_after.model(some_ids(CONTEXT)))
 
 
-OLMO2 = pytest.param(
-    "olmo2",
-    marks=pytest.mark.skipif(
-        not hasattr(transformers, "Olmo2ForSequenceClassification"), reason="this transformers has no such class"
-    ),
-)
-
-
-@pytest.mark.parametrize("case", ["gpt2", "llama3", "mistral", "qwen2", "qwen3", OLMO2, "gemma"])
+@pytest.mark.parametrize("case", ["gpt2", "llama3", "mistral", "qwen2", "qwen3", "olmo2", "gemma"])
 def test_their_reward_model_scores_the_same_here(tmp_path: Path, case: str) -> None:
     reference = theirs(tmp_path / "theirs", case, "SequenceClassification", num_labels=1, pad_token_id=0)
-    assert import_hf(tmp_path / "theirs", tmp_path / "ours").kind == "reward"
-    model = load_checkpoint(tmp_path / "ours", expect="reward").model
-    with torch.no_grad():
-        assert (model(some_ids())[:, -1] - reference(some_ids()).logits).abs().max() < 1e-4
+    same_rewards_here(reference, tmp_path / "theirs", tmp_path / "ours")
 
 
-@pytest.mark.parametrize("case", ["default", "untied-llama3", "mistral", "qwen2", "qwen3", OLMO2, "gemma", "gpt2"])
+@pytest.mark.parametrize("case", ["default", "untied-llama3", "mistral", "qwen2", "qwen3", "olmo2", "gemma", "gpt2"])
 def test_our_reward_model_scores_the_same_there(tmp_path: Path, case: str) -> None:
-    model = ours(tmp_path / "ours", case, head="scalar")
-    export_hf(tmp_path / "ours", tmp_path / "theirs", check=True)
-    reference = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "theirs").eval()
-    ids = some_ids()
-    ids[1, -5:] = reference.config.pad_token_id
-    with torch.no_grad():
-        scores = model(ids)[..., 0]
-        wanted = torch.stack([scores[0, -1], scores[1, -6]])
-        assert (wanted - reference(ids).logits[:, 0]).abs().max() < 1e-4
+    same_rewards_there(ours(tmp_path / "ours", case, head="scalar"), tmp_path / "ours", tmp_path / "theirs")
 
 
 def test_a_classifier_of_several_labels_is_refused(tmp_path: Path) -> None:
@@ -298,7 +254,7 @@ def test_a_shorter_context_is_the_same_model(tmp_path: Path, case: str) -> None:
     theirs(tmp_path / "theirs", case)
     whole, short = read_hf(tmp_path / "theirs").model, read_hf(tmp_path / "theirs", context=16).model
     assert short.config.context == 16
-    assert torch.equal(short(some_ids()[:, :16]), whole(some_ids()[:, :16]))
+    assert torch.equal(short(some_ids(CONTEXT)[:, :16]), whole(some_ids(CONTEXT)[:, :16]))
     with pytest.raises(ConfigError, match="--context 65"):
         read_hf(tmp_path / "theirs", context=65)
 

@@ -8,11 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hf_oracle import VOCABULARY, same_function, same_rewards_here, same_rewards_there
 from llmcore.checkpoint import load_checkpoint, save_model
 from llmcore.errors import ArtifactError, ConfigError
 from llmcore.extensions import needs_of
-from llmcore.generate.engine import generate
-from llmcore.generate.sampling import Sampling
 from llmcore.huggingface.family import all_families
 from llmcore.huggingface.reading import import_hf
 from llmcore.huggingface.writing import export_hf
@@ -21,9 +20,11 @@ from llmcore.model.config import ModelConfig
 from llmcore.model.transformer import Transformer
 from llmcore.tokenizer import Tokenizer
 
+transformers = pytest.importorskip("transformers")
+
 CONTEXT = 32
 SIZES = {
-    "vocab_size": 300,
+    "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 24,
     "num_hidden_layers": 2,
@@ -60,7 +61,6 @@ def randomise(model: torch.nn.Module) -> None:
 
 
 def theirs(folder: Path, case: str, task: str = "CausalLM", **settings: Any) -> Any:
-    transformers = pytest.importorskip("transformers")
     name, values = THEIRS[case]
     config = getattr(transformers, f"{name}Config")(**{**values, **settings})
     model = getattr(transformers, f"AutoModelFor{task}").from_config(config).eval()
@@ -71,7 +71,7 @@ def theirs(folder: Path, case: str, task: str = "CausalLM", **settings: Any) -> 
 
 
 def ours(folder: Path, case: str, **settings: Any) -> Transformer:
-    sizes = {"vocab_size": 300, "width": 32, "depth": 2, "context": CONTEXT, **OURS[case], **settings}
+    sizes = {"vocab_size": VOCABULARY, "width": 32, "depth": 2, "context": CONTEXT, **OURS[case], **settings}
     config = ModelConfig.model_validate(sizes)
     model = config.build(seed=0).eval()
     randomise(model)
@@ -80,28 +80,6 @@ def ours(folder: Path, case: str, **settings: Any) -> Transformer:
     kind = "reward" if config.head == "scalar" else "policy"
     write_manifest(folder, kind=kind, made_by="test", config={}, needs=needs_of(config), files=files)
     return model
-
-
-def some_ids() -> torch.Tensor:
-    return torch.randint(3, 300, (2, CONTEXT), generator=torch.Generator().manual_seed(5))
-
-
-def greedy(reference: Any, prompt: torch.Tensor, count: int) -> list[list[int]]:
-    """Continue by the likeliest token, each from a whole forward of theirs."""
-    ids = prompt
-    for _ in range(count):
-        ids = torch.cat([ids, reference(ids).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
-    return [list(row) for row in ids[:, prompt.shape[1] :].tolist()]
-
-
-def same_function(model: Transformer, reference: Any) -> None:
-    """Logits within 1e-4, greedy continuations from our cache those of their whole forwards."""
-    ids, prompt = some_ids(), some_ids()[:, :9]
-    with torch.no_grad():
-        assert (model(ids) - reference(ids).logits).abs().max() < 1e-4
-        wanted = greedy(reference, prompt, CONTEXT - 9)
-    found = generate(model, prompt.tolist(), Sampling(max_new_tokens=CONTEXT - 9, temperature=0.0), stop_ids=[])
-    assert [list(row[0].ids) for row in found] == wanted
 
 
 def test_the_families_are_offered_by_entry_point() -> None:
@@ -122,7 +100,6 @@ def test_their_model_computes_the_same_here_and_comes_back_the_same(tmp_path: Pa
 @pytest.mark.parametrize("case", OURS)
 @pytest.mark.parametrize("tied", [True, False])
 def test_our_model_computes_the_same_there(tmp_path: Path, case: str, tied: bool) -> None:
-    transformers = pytest.importorskip("transformers")
     model = ours(tmp_path / "ours", case, tie_embeddings=tied)
     export_hf(tmp_path / "ours", tmp_path / "theirs", check=True)
     same_function(model, transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs").eval())
@@ -131,24 +108,12 @@ def test_our_model_computes_the_same_there(tmp_path: Path, case: str, tied: bool
 @pytest.mark.parametrize("case", ["mixtral", "qwen3_moe"])
 def test_their_reward_model_scores_the_same_here(tmp_path: Path, case: str) -> None:
     reference = theirs(tmp_path / "theirs", case, "SequenceClassification", num_labels=1, pad_token_id=0)
-    assert import_hf(tmp_path / "theirs", tmp_path / "ours").kind == "reward"
-    model = load_checkpoint(tmp_path / "ours", expect="reward").model
-    with torch.no_grad():
-        assert (model(some_ids())[:, -1] - reference(some_ids()).logits).abs().max() < 1e-4
+    same_rewards_here(reference, tmp_path / "theirs", tmp_path / "ours")
 
 
 @pytest.mark.parametrize("case", OURS)
 def test_our_reward_model_scores_the_same_there(tmp_path: Path, case: str) -> None:
-    transformers = pytest.importorskip("transformers")
-    model = ours(tmp_path / "ours", case, head="scalar")
-    export_hf(tmp_path / "ours", tmp_path / "theirs", check=True)
-    reference = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "theirs").eval()
-    ids = some_ids()
-    ids[1, -5:] = reference.config.pad_token_id
-    with torch.no_grad():
-        scores = model(ids)[..., 0]
-        wanted = torch.stack([scores[0, -1], scores[1, -6]])
-        assert (wanted - reference(ids).logits[:, 0]).abs().max() < 1e-4
+    same_rewards_there(ours(tmp_path / "ours", case, head="scalar"), tmp_path / "ours", tmp_path / "theirs")
 
 
 @pytest.mark.parametrize("changed", [{"norm_topk_prob": False}, {"decoder_sparse_step": 2}, {"mlp_only_layers": [0]}])
